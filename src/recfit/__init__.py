@@ -1,0 +1,56 @@
+"""recfit fits a recommender into its budget: it measures what every way of paying costs, chooses, exports, serves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from recfit.types import (
+    BundleError,
+    ConfigError,
+    DataError,
+    Infeasible,
+    RecfitError,
+    Recommendation,
+    Request,
+    Unsupported,
+)
+
+if TYPE_CHECKING:
+    from recfit.config import load as load_config
+    from recfit.engine import Engine, open_bundle
+    from recfit.flow import optimize
+    from recfit.search.budget import Budget
+
+__all__ = [
+    "Budget",
+    "BundleError",
+    "ConfigError",
+    "DataError",
+    "Engine",
+    "Infeasible",
+    "RecfitError",
+    "Recommendation",
+    "Request",
+    "Unsupported",
+    "load_config",
+    "open_bundle",
+    "optimize",
+]
+
+# Imported on first use: serving must not pay for, or need, what optimizing imports.
+_LAZY = {
+    "Budget": ("recfit.search.budget", "Budget"),
+    "Engine": ("recfit.engine", "Engine"),
+    "load_config": ("recfit.config", "load"),
+    "open_bundle": ("recfit.engine", "open_bundle"),
+    "optimize": ("recfit.flow", "optimize"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'recfit' has no attribute {name!r}")
+    import importlib
+
+    module, attribute = _LAZY[name]
+    return getattr(importlib.import_module(module), attribute)

@@ -11,14 +11,23 @@ table) or a `Ranker` (a request and candidate items become scores). Tokens are i
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
-from torch import Tensor
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
-from recfit.types import Features, Split
+from recfit.models._options import from_options
+from recfit.registry import find
+from recfit.types import ConfigError, Features, Split
+
+FORMAT = 1
+PAIRS_AT_ONCE = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -32,16 +41,28 @@ class Catalogue:
 
 
 class Model(Protocol):
-    """What both kinds share. Implemented by `torch.nn.Module`s; `config` rebuilds the module, weights go to safetensors.
+    """What both kinds share. Implemented by `torch.nn.Module`s; `config` rebuilds the module, weights are saved apart.
 
     `inputs` names what `encode`/`score` takes, out of `history` (tokens int64 [B, L]), `user` (user row + 1,
     0 unknown, int64 [B]) and `user_features` (codes int64 [B, F]).
     """
 
-    kind: ClassVar[str]
-    config: Any
-    catalogue: Catalogue
-    inputs: tuple[str, ...]
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def config(self) -> Any: ...
+
+    @property
+    def catalogue(self) -> Catalogue: ...
+
+    @property
+    def inputs(self) -> tuple[str, ...]: ...
+
+    @property
+    def max_history(self) -> int:
+        """Events that are read, 0 for a model that reads none; `history` may be any shorter length, down to 1."""
+        ...
 
     def axes(self) -> Mapping[str, int]:
         """The sizes that `shrink` can reduce, by axis name (`layers, heads, ffn, embedding_dim, ...`)."""
@@ -63,7 +84,7 @@ class Encoder(Protocol):
     def encode(self, **inputs: Tensor) -> Tensor: ...
 
     def item_vectors(self) -> Tensor:
-        """float [n_items, d], in row order."""
+        """float [n_items, d], in row order. Where this is the identity the model says `identity = True`."""
         ...
 
 
@@ -99,3 +120,106 @@ class Solved(Protocol):
     """A model that is computed rather than trained by gradient steps."""
 
     def solve(self, split: Split) -> None: ...
+
+
+@runtime_checkable
+class Rotatable(Protocol):
+    """An encoder whose hidden space can be turned, so that `shrink("embedding_dim")` keeps principal directions."""
+
+    def rotated(self, basis: Tensor) -> Model:
+        """A model with the same scores and the hidden coordinates `hidden @ basis`, `basis` orthogonal [d, d]."""
+        ...
+
+
+def catalogue_of(split: Split) -> Catalogue:
+    """The sizes and features of `split`."""
+    return Catalogue(split.n_users, split.n_items, split.train.user_features, split.train.item_features)
+
+
+def build(kind: str, options: Mapping[str, Any], catalogue: Catalogue) -> Model:
+    """A new, untrained model of the family `kind`; `options` are checked against its `Config`."""
+    family = find("models", kind)
+    config = from_options(family.Config, options, f"model.{kind}")
+    return cast(Model, family.build(config, catalogue))
+
+
+def rebuilt(model: Model, config: Any) -> Model:
+    """A new, untrained model of the same family and catalogue with another config."""
+    return cast(Model, find("models", model.kind).build(config, model.catalogue))
+
+
+def as_module(model: Model) -> nn.Module:
+    """`model` as the torch module it is."""
+    return cast(nn.Module, model)
+
+
+def is_identity(model: Model) -> bool:
+    """Whether the output of `encode` already is the score of every item."""
+    return bool(getattr(model, "identity", False))
+
+
+def scores(model: Model, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Scores of the whole catalogue, float [B, n_items]; a ranker is asked chunk by chunk."""
+    if isinstance(model, Encoder):
+        vectors = model.encode(**inputs)
+        return vectors if is_identity(model) else vectors @ model.item_vectors().T
+    ranker = cast(Ranker, model)
+    batch = next(iter(inputs.values())).shape[0]
+    tokens = torch.arange(1, model.catalogue.n_items + 1).expand(batch, -1)
+    step = max(1, PAIRS_AT_ONCE // batch)
+    parts = [tokens[:, start : start + step] for start in range(0, tokens.shape[1], step)]
+    return torch.cat([ranker.score(part, **inputs) for part in parts], dim=1)
+
+
+def save(model: Model, directory: Path) -> None:
+    """Write `model.json` and `weights.safetensors`; never a pickle."""
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors = {f"weights.{name}": value for name, value in as_module(model).state_dict().items()}
+    sides = {"user_features": model.catalogue.user_features, "item_features": model.catalogue.item_features}
+    tensors |= {name: torch.from_numpy(side.codes) for name, side in sides.items() if side is not None}
+    save_file({name: value.detach().clone().contiguous() for name, value in tensors.items()}, _weights(directory))
+    (directory / "model.json").write_text(json.dumps(_described(model), indent=1))
+
+
+def load(directory: Path) -> Model:
+    """The model that `save` wrote, in evaluation mode."""
+    if not (directory / "model.json").is_file():
+        raise ConfigError(f"{directory} holds no model.json, so it is not a saved model; `recfit train` writes one")
+    described = json.loads((directory / "model.json").read_text())
+    if described["format"] > FORMAT:
+        raise ConfigError(f"{directory} has model format {described['format']}, known up to {FORMAT}; update recfit")
+    tensors = load_file(_weights(directory))
+    sizes = described["catalogue"]
+    sides = {side: _features(sizes[side], tensors.get(side)) for side in ("user_features", "item_features")}
+    model = build(described["kind"], described["config"], Catalogue(sizes["n_users"], sizes["n_items"], **sides))
+    weights = {name.removeprefix("weights."): value for name, value in tensors.items() if name.startswith("weights.")}
+    as_module(model).load_state_dict(weights)
+    as_module(model).eval()
+    return model
+
+
+def fingerprint(model: Model) -> str:
+    """sha256 of kind, config, catalogue sizes and weights: equal digests answer equally."""
+    digest = hashlib.sha256(json.dumps(_described(model), sort_keys=True).encode())
+    for name, value in sorted(as_module(model).state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _weights(directory: Path) -> Path:
+    return directory / "weights.safetensors"
+
+
+def _described(model: Model) -> dict[str, Any]:
+    catalogue = model.catalogue
+    sides = {"user_features": catalogue.user_features, "item_features": catalogue.item_features}
+    columns = {name: None if f is None else {"names": f.names, "sizes": f.sizes} for name, f in sides.items()}
+    sizes = {"n_users": catalogue.n_users, "n_items": catalogue.n_items, **columns}
+    return {"format": FORMAT, "kind": model.kind, "config": asdict(model.config), "catalogue": sizes}
+
+
+def _features(columns: Mapping[str, Any] | None, codes: Tensor | None) -> Features | None:
+    if columns is None or codes is None:
+        return None
+    return Features(tuple(columns["names"]), codes.numpy(), tuple(columns["sizes"]))

@@ -1,0 +1,78 @@
+"""Runtimes: one file each, the file's name is its key in a bundle; it runs a stage's model and answers with scores.
+
+A runtime's file offers `open_scorer(directory, stage, threads) -> Scorer`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from recfit.types import FloatArray, IntArray, Rows
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """How a stage is stored in a bundle (`pipeline.retrieve` and `pipeline.rank` of the manifest).
+
+    `kind` is `encoder` or `ranker`; `inputs` what its graph takes; `max_history` how much history it reads;
+    `tied` that it reads the table's rows of the history; `table` the format and settings of an encoder's table.
+    """
+
+    kind: str
+    runtime: str
+    inputs: tuple[str, ...]
+    n_items: int
+    max_history: int = 0
+    tied: bool = False
+    table: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Requests as rows: `users` int64 [B] (user row + 1, 0 unknown), `histories` item rows each oldest first."""
+
+    users: IntArray
+    histories: Sequence[Rows]
+    user_features: IntArray | None = None
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def tokens(self, max_history: int) -> IntArray:
+        """int64 [B, L], left-padded with 0, L the longest history of the batch, at least 1 and at most `max_history`."""
+        length = min(max(1, *(len(h) for h in self.histories)), max_history)
+        tokens = np.zeros((len(self.histories), length), dtype=np.int64)
+        for row, history in enumerate(self.histories):
+            kept = history[-length:]
+            tokens[row, length - len(kept) :] = kept
+            tokens[row, length - len(kept) :] += 1
+        return tokens
+
+    def inputs(self, spec: StageSpec) -> dict[str, IntArray]:
+        """The arrays that the stage's model takes, by name."""
+        arrays: dict[str, IntArray] = {}
+        if "history" in spec.inputs:
+            arrays["history"] = self.tokens(spec.max_history)
+        if "user" in spec.inputs:
+            arrays["user"] = self.users
+        if "user_features" in spec.inputs:
+            assert self.user_features is not None
+            arrays["user_features"] = self.user_features
+        return arrays
+
+
+class Scorer(Protocol):
+    """A stage, ready to run."""
+
+    def scores(self, batch: Batch) -> FloatArray:
+        """Every item's score, float32 [B, n_items]."""
+        ...
+
+    def rescore(self, batch: Batch, candidates: IntArray) -> FloatArray:
+        """The scores of candidate rows int64 [B, C], float32 [B, C]; row -1 is padding and may score anything."""
+        ...

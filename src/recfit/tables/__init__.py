@@ -1,0 +1,32 @@
+"""Item tables: one file a storage format, the file's name is its key in a bundle.
+
+A format's file offers
+
+* `Config`: a frozen dataclass of its settings;
+* `write(vectors, directory, config)`: stores `vectors` (float32 [n_items, dim], row order) in `directory`;
+* `open_table(directory, config, threads) -> Table`.
+
+Reading needs NumPy and ONNX Runtime only; `write` may import `onnx`.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from recfit.types import FloatArray, IntArray
+
+
+class Table(Protocol):
+    """The item side of an encoder, as it is stored and scanned."""
+
+    def rows(self, items: IntArray) -> FloatArray:
+        """The vectors of item rows of any shape: float32 [*items.shape, dim]."""
+        ...
+
+    def scores(self, queries: FloatArray) -> FloatArray:
+        """Every item's score for float32 queries [B, dim]: float32 [B, n_items]."""
+        ...
+
+    def rescore(self, queries: FloatArray, items: IntArray) -> FloatArray:
+        """The scores of item rows int64 [B, C]: float32 [B, C]."""
+        ...

@@ -1,0 +1,126 @@
+"""Ways of paying for a budget: one file each, the file's name is the technique's name.
+
+A technique's file offers `Technique`, a frozen, JSON-able dataclass of its settings with
+
+* `family`: which of the families of trade-offs it belongs to;
+* `order`: where it stands in a recipe that the search composes;
+* `trains`: whether applying it costs training, so that its untrained structure is looked at first;
+* `apply(pipeline, context) -> Pipeline`, which refuses with `Unsupported` where it does not apply;
+* `variants(context) -> list`: the settings worth trying on this original.
+
+Nothing is changed in place: models are copied or built anew.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self
+
+from recfit.models import Catalogue, Model, catalogue_of
+from recfit.pipeline import Pipeline, fingerprint
+from recfit.registry import find, names
+from recfit.training import Distill, Fit, train
+from recfit.types import ConfigError, Split, Unsupported
+
+FAMILIES = ("simplify", "distill", "prune", "quantize", "reduce", "two_stage", "cache", "runtime")
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a technique may use: the data, the original, and how to train.
+
+    With `structure_only` nothing is trained: the pipeline has its final shape and untrained weights, enough to
+    measure its size and speed before paying for its quality.
+    """
+
+    split: Split
+    original: Pipeline
+    fit: Fit
+    structure_only: bool = False
+    progress: bool = False
+    checkpoint: Path | None = None
+
+    @property
+    def catalogue(self) -> Catalogue:
+        return catalogue_of(self.split)
+
+    def train(self, model: Model, *, distill: Distill | None = None, **changes: Any) -> Model:
+        """Train `model` in place with the study's settings and `changes` to them; returns it."""
+        if not self.structure_only:
+            settings = dataclasses.replace(self.fit, **changes)
+            train(model, self.split, settings, teacher=distill, checkpoint=self.checkpoint, progress=self.progress)
+        return model
+
+
+class Technique(Protocol):
+    """One step of a recipe."""
+
+    family: ClassVar[str]
+    order: ClassVar[int]
+    trains: ClassVar[bool]
+
+    def apply(self, pipeline: Pipeline, context: Context) -> Pipeline: ...
+
+    @classmethod
+    def variants(cls, context: Context) -> Sequence[Self]: ...
+
+
+def name_of(technique: Technique) -> str:
+    """The technique's name: the file it lives in."""
+    return type(technique).__module__.rsplit(".", 1)[1]
+
+
+def settings_of(technique: Technique) -> dict[str, Any]:
+    """The settings as JSON-able values."""
+    settings: dict[str, Any] = dataclasses.asdict(technique)  # type: ignore[call-overload]
+    return settings
+
+
+def make(name: str, settings: Mapping[str, Any]) -> Technique:
+    """The technique `name` with `settings`; an unknown setting names what is allowed."""
+    cls = find("techniques", name).Technique
+    allowed = [item.name for item in dataclasses.fields(cls)]
+    for key in settings:
+        if key not in allowed:
+            raise ConfigError(f"technique {name!r} has no setting {key!r}; allowed: {', '.join(allowed)}")
+    technique: Technique = cls(**settings)
+    return technique
+
+
+def available(wanted: Sequence[str] = ()) -> list[Callable[[Context], Sequence[Technique]]]:
+    """The `variants` of the wanted techniques (all where none are named), in recipe order."""
+    classes = [find("techniques", name).Technique for name in wanted or names("techniques")]
+    return [cls.variants for cls in sorted(classes, key=lambda cls: cls.order)]
+
+
+def applied(technique: Technique, pipeline: Pipeline, context: Context) -> Pipeline:
+    """`technique.apply`, with a refusal where it changed nothing."""
+    out = technique.apply(pipeline, context)
+    if not context.structure_only and fingerprint(out) == fingerprint(pipeline):
+        raise Unsupported(f"{describe(technique)} changed nothing here; leave it out of the recipe")
+    return out
+
+
+def describe(technique: Technique) -> str:
+    """`prune(axis='layers', keep=0.5)`: the settings that differ from their defaults."""
+    shown = [
+        f"{item.name}={_short(value)}"
+        for item in dataclasses.fields(technique)  # type: ignore[arg-type]
+        if (value := getattr(technique, item.name)) != _default(item)
+    ]
+    return f"{name_of(technique)}({', '.join(shown)})"
+
+
+def _default(item: dataclasses.Field[Any]) -> Any:
+    if item.default_factory is not dataclasses.MISSING:
+        return item.default_factory()
+    return item.default
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}={part}" for key, part in value.items()) + "}"
+    return str(value)

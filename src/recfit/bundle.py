@@ -1,0 +1,179 @@
+"""The bundle: a directory that can be served with no torch installed. `docs/bundle.md` specifies it.
+
+This file reads, verifies and seals bundles; `export.py` fills them, `engine` runs them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recfit.runtimes import StageSpec
+from recfit.types import BundleError, Features, FloatArray, IntArray, Ragged, Rows
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Precomputed lists: `users` int64 [U] sorted user rows, `items` int32 [U, K] (-1 pads), `scores` float32 [U, K]."""
+
+    users: IntArray
+    items: Rows
+    scores: FloatArray
+    ttl_seconds: float
+
+    def find(self, user: int) -> int | None:
+        """The line of the user row in `items`, or None."""
+        at = int(np.searchsorted(self.users, user))
+        return at if at < len(self.users) and self.users[at] == user else None
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened, verified bundle. Arrays are read-only memory maps."""
+
+    directory: Path
+    manifest: Mapping[str, Any]
+    user_ids: tuple[str, ...]
+    item_ids: tuple[str, ...]
+    titles: tuple[str, ...] | None
+    histories: Ragged
+    user_features: Features | None
+    fallback: Rows
+    cache: Cache | None
+
+    @property
+    def id(self) -> str:
+        """The digest of everything in the bundle."""
+        return str(self.manifest["bundle_id"])
+
+    @property
+    def n_items(self) -> int:
+        return len(self.item_ids)
+
+    @property
+    def threads(self) -> int:
+        return int(self.manifest["pipeline"]["threads"])
+
+    @property
+    def candidates(self) -> int:
+        """How many items the first stage hands to the second."""
+        return int(self.manifest["pipeline"]["candidates"])
+
+    def stage(self, name: str) -> StageSpec | None:
+        """The stage `retrieve` or `rank`; None where the pipeline has no second stage."""
+        stored = self.manifest["pipeline"][name]
+        return None if stored is None else StageSpec(**{**stored, "inputs": tuple(stored["inputs"])})
+
+
+def seal(directory: Path, manifest: Mapping[str, Any]) -> None:
+    """Write the manifest with the size and sha256 of every file below `directory`; the last step of an export."""
+    files = {
+        path.relative_to(directory).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+    content = {key: value for key, value in manifest.items() if key not in ("created", "promise", "bundle_id")}
+    digest = hashlib.sha256(json.dumps({**content, "files": files}, sort_keys=True).encode()).hexdigest()
+    sealed = {**manifest, "format": FORMAT, "bundle_id": digest[:16], "files": files}
+    _write_json(directory / MANIFEST, sealed)
+
+
+def promise(directory: Path, measured: Mapping[str, Any]) -> None:
+    """Add what was measured, how and where to a sealed bundle; its id and files stay as they are."""
+    _write_json(directory / MANIFEST, {**read_manifest(directory), "promise": measured})
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest, checked for format."""
+    path = directory / MANIFEST
+    if not path.is_file():
+        raise BundleError(f"{directory} is not a bundle: it has no {MANIFEST}; export it again")
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise BundleError(f"{path} is not valid JSON ({error}); export the bundle again") from error
+    found = manifest.get("format")
+    if found != FORMAT:
+        step = "upgrade recfit" if isinstance(found, int) and found > FORMAT else "export the bundle again"
+        raise BundleError(f"{path} has format {found!r}, this recfit reads format {FORMAT}; {step}")
+    return manifest
+
+
+def verify(directory: Path) -> dict[str, Any]:
+    """The manifest, after every file's presence, size and sha256 were checked."""
+    manifest = read_manifest(directory)
+    for name, want in manifest["files"].items():
+        path = directory / name
+        if not path.is_file():
+            raise BundleError(f"{path} is missing although the manifest lists it; export the bundle again")
+        got = _sha256(path)
+        if got != want["sha256"]:
+            raise BundleError(
+                f"{path} has sha256 {got[:12]}, the manifest says {want['sha256'][:12]}: it was changed; export it again"
+            )
+    return manifest
+
+
+def open_files(directory: Path | str) -> Bundle:
+    """Verify a bundle and map its files. Use `recfit.open_bundle` for an engine that answers requests."""
+    directory = Path(directory)
+    manifest = verify(directory)
+    try:
+        return _open(directory, manifest)
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"{directory} does not hold what its manifest describes: {error}; export it again") from error
+
+
+def _open(directory: Path, manifest: dict[str, Any]) -> Bundle:
+    catalogue = json.loads((directory / "catalogue.json").read_text())
+    titles = catalogue["titles"]
+    return Bundle(
+        directory=directory,
+        manifest=manifest,
+        user_ids=tuple(catalogue["users"]),
+        item_ids=tuple(catalogue["items"]),
+        titles=None if titles is None else tuple(titles),
+        histories=Ragged(_map(directory / "histories.indptr.npy"), _map(directory / "histories.values.npy")),
+        user_features=_features(directory, catalogue["user_features"]),
+        fallback=_map(directory / "fallback.npy"),
+        cache=_cache(directory, manifest["pipeline"]["cache"]),
+    )
+
+
+def _features(directory: Path, stored: Mapping[str, Any] | None) -> Features | None:
+    if stored is None:
+        return None
+    return Features(tuple(stored["names"]), _map(directory / "user_features.npy"), tuple(stored["sizes"]))
+
+
+def _cache(directory: Path, stored: Mapping[str, Any] | None) -> Cache | None:
+    if stored is None:
+        return None
+    users, items, scores = (_map(directory / "cache" / f"{name}.npy") for name in ("users", "items", "scores"))
+    return Cache(users, items, scores, float(stored["ttl_seconds"]))
+
+
+def _map(path: Path) -> Any:
+    array = np.load(path, allow_pickle=False)
+    return np.load(path, mmap_mode="r", allow_pickle=False) if array.size else array
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """All or nothing: a reader never sees half a manifest."""
+    draft = path.with_suffix(".draft")
+    draft.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False))
+    draft.replace(path)

@@ -1,0 +1,292 @@
+"""The command line: one command a function; it prints what the Python call returns."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from recfit.types import ConfigError, RecfitError
+
+DESCRIPTION = """Fit a recommender into its budget: measure what every way of making it smaller and faster costs,
+pick the best that holds the budget, serve it."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Exit code 0, 2 for an error with its sentence on stderr, 3 where no candidate fits the budget."""
+    options = parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except RecfitError as error:
+        if options.json:
+            print(json.dumps({"error": type(error).__name__, "message": str(error)}))
+        print(f"recfit: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("\nrecfit: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's grammar."""
+    root = argparse.ArgumentParser("recfit", description=DESCRIPTION)
+    commands = root.add_subparsers(metavar="COMMAND", required=True)
+
+    add = _adder(commands)
+    init = add("init", init_command, "write a recfit.toml to start from", "recfit init --data events.csv")
+    init.add_argument("--data", default="ml-100k", help="a file of interactions or a known name (default: ml-100k)")
+    init.add_argument(
+        "-o", "--output", type=Path, default=Path("recfit.toml"), help="where to write (default: recfit.toml)"
+    )
+
+    add("doctor", doctor_command, "check this machine: packages, runtimes, instruction sets", "recfit doctor")
+
+    data = commands.add_parser("data", help="look at interactions").add_subparsers(metavar="COMMAND", required=True)
+    describe = _adder(data)("describe", describe_command, "what the data holds", "recfit data describe events.csv")
+    describe.add_argument("source", help="a recfit.toml, a file of interactions or a known name")
+    _data_options(describe)
+
+    train = add("train", train_command, "train the original of a config", "recfit train recfit.toml -o model/")
+    train.add_argument("config", type=Path)
+    train.add_argument("-o", "--output", type=Path, required=True, help="the folder for the trained model")
+
+    optimize = add(
+        "optimize",
+        optimize_command,
+        "measure the ways of paying for a budget, choose, export",
+        "recfit optimize recfit.toml",
+    )
+    optimize.add_argument("config", type=Path)
+
+    select = add(
+        "select",
+        select_command,
+        "answer another budget from a finished study, without training",
+        "recfit select runs/study --limit p99_ms=0.5 --limit ndcg@10=99%% --objective memory",
+    )
+    select.add_argument("study", type=Path)
+    _budget_options(select)
+
+    report = add(
+        "report", report_command, "write the HTML report of a study", "recfit report runs/study -o report.html"
+    )
+    report.add_argument("study", type=Path)
+    report.add_argument("-o", "--output", type=Path, help="the page (default: report.html in the study)")
+    _budget_options(report)
+
+    measure = add(
+        "measure",
+        measure_command,
+        "measure a bundle on this machine",
+        "recfit measure runs/study/bundle --requests runs/study/test/requests.jsonl --targets runs/study/test/targets.csv",
+    )
+    measure.add_argument("bundle", type=Path)
+    measure.add_argument("--data", help="measure on the test split of this source or recfit.toml")
+    measure.add_argument("--requests", type=Path, help="measure on these requests (.jsonl) ...")
+    measure.add_argument("--targets", type=Path, help="... with these targets (.csv)")
+    measure.add_argument("--rate", type=float, help="also under Poisson arrivals of this many requests a second")
+    measure.add_argument("--count", type=int, default=1500, help="requests behind the percentiles (default: 1500)")
+    _data_options(measure)
+
+    recommend = add(
+        "recommend",
+        recommend_command,
+        "recommend for a file of requests",
+        "recfit recommend runs/study/bundle --requests requests.jsonl --k 10 -o recs.csv",
+    )
+    recommend.add_argument("bundle", type=Path)
+    recommend.add_argument("--requests", type=Path, required=True, help=".csv or .jsonl: user_id, history, exclude")
+    recommend.add_argument("--k", type=int, default=10, help="items for every request (default: 10)")
+    recommend.add_argument("-o", "--output", type=Path, required=True, help="the CSV: user_id,item_id,score,rank")
+
+    serve = add("serve", serve_command, "answer requests over HTTP", "recfit serve runs/study/bundle --port 8000")
+    serve.add_argument("bundle", type=Path)
+    serve.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine only")
+    serve.add_argument("--port", type=int, default=8000, help="default: 8000; 0 takes any free port")
+    return root
+
+
+def _adder(commands: Any) -> Callable[..., argparse.ArgumentParser]:
+    def add(name: str, run: Callable[[Any], None], text: str, example: str) -> argparse.ArgumentParser:
+        command: argparse.ArgumentParser = commands.add_parser(
+            name, help=text, description=text.capitalize() + ".", epilog=f"example: {example}"
+        )
+        command.add_argument("--json", action="store_true", help="print JSON for machines")
+        command.set_defaults(run=run)
+        return command
+
+    return add
+
+
+def _data_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--split", default="leave_last", help="leave_last(n=1) or global_time(test=0.2, validation=0.1)"
+    )
+    command.add_argument(
+        "--bad-rows", choices=("error", "drop"), default="error", help="what to do with rows that can't be read"
+    )
+    command.add_argument("--format", help="the reader, where the file's suffix does not tell")
+
+
+def _budget_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--limit",
+        action="append",
+        default=[],
+        metavar="METRIC=VALUE",
+        help="such as p99_ms=2, memory_mb=0.5x, ndcg@10=99%%",
+    )
+    command.add_argument("--objective", choices=("quality", "latency", "memory", "cost"))
+    command.add_argument("--accept-undecided", action="store_true", help="let limits count whose answer is undecided")
+
+
+def _say(options: Any, value: Any, text: str) -> None:
+    print(json.dumps(value, indent=1, default=str) if options.json else text)
+
+
+def init_command(options: Any) -> None:
+    from recfit import starter
+
+    if options.output.exists():
+        raise ConfigError(f"{options.output} exists already; choose another name with -o")
+    options.output.write_text(starter.config(options.data))
+    text = f"wrote {options.output}; look at its [budget], then run: recfit optimize {options.output}"
+    _say(options, {"path": str(options.output)}, text)
+
+
+def doctor_command(options: Any) -> None:
+    from recfit import starter
+
+    found = starter.doctor()
+    _say(options, found, starter.doctor_text(found))
+
+
+def describe_command(options: Any) -> None:
+    from recfit.data.describe import describe, describe_text
+
+    interactions, split = _data(options, options.source)
+    found = describe(interactions, split)
+    _say(options, found, describe_text(found))
+
+
+def train_command(options: Any) -> None:
+    from recfit import flow
+
+    found = flow.train_original(options.config, options.output)
+    _say(options, found, f"{options.output}: validation ndcg@10 {found['ndcg@10']:.4f} after {found['seconds']:.0f} s")
+
+
+def optimize_command(options: Any) -> None:
+    from recfit import flow
+
+    def progress(text: str) -> None:
+        print(text, file=sys.stderr if options.json else sys.stdout, flush=True)
+
+    found = flow.optimize(options.config, progress)
+    text = f"chosen: {found.chosen.name}\n{found.summary['text']}\nbundle: {found.bundle}\nreport: {found.report}"
+    answer = {
+        "chosen": found.chosen.name,
+        "id": found.chosen.id,
+        "bundle": str(found.bundle),
+        "report": str(found.report),
+    }
+    _say(options, {**answer, "final": found.summary}, text)
+
+
+def select_command(options: Any) -> None:
+    from recfit.search.select import require
+    from recfit.selecting import line, reselect
+
+    study, budget, choice = reselect(options.study, options.limit, options.objective, options.accept_undecided)
+    chosen = require(choice)
+    value = {
+        "id": chosen.id,
+        "name": chosen.name,
+        "metrics": dict(chosen.metrics),
+        "verdicts": choice.verdicts[chosen.id],
+    }
+    _say(options, {**value, "bundle": str(study.path("bundles", chosen.id))}, line(chosen, budget))
+
+
+def report_command(options: Any) -> None:
+    from recfit import report
+    from recfit.report.assemble import assemble
+    from recfit.selecting import reselect
+
+    study, budget, choice = reselect(options.study, options.limit, options.objective, options.accept_undecided)
+    page = options.output or study.path("report.html")
+    report.write(assemble(study, budget, choice), page)
+    _say(options, {"report": str(page)}, f"report: {page}")
+
+
+def measure_command(options: Any) -> None:
+    from recfit import measure
+    from recfit.measure.reading import queries_of, text
+
+    if (options.data is None) == (options.requests is None):
+        raise ConfigError("measure needs either --data or --requests with --targets")
+    if options.requests is not None and options.targets is None:
+        raise ConfigError("--requests needs --targets: the items that were right")
+    if options.count < measure.MIN_REQUESTS:
+        raise ConfigError(f"--count {options.count} is too few for a p99; pass at least {measure.MIN_REQUESTS}")
+    with tempfile.TemporaryDirectory() as folder:
+        pair = (options.requests, options.targets) if options.requests else _test_split(options, Path(folder))
+        queries, popularity = queries_of(options.bundle, *pair)
+    found = measure.measure(
+        options.bundle, queries, popularity, measure.Plan(requests=options.count, rate=options.rate)
+    )
+    value = {"metrics": found.metrics, "intervals": found.intervals, "protocol": found.protocol}
+    _say(options, value, text(found))
+
+
+def recommend_command(options: Any) -> None:
+    from recfit.data.requests import read_requests, write_recommendations
+    from recfit.engine import open_bundle
+
+    if options.k < 1:
+        raise ConfigError(f"--k is {options.k}; pass a number of items from 1")
+    engine = open_bundle(options.bundle)
+    requests = read_requests(options.requests)
+    answers = [engine.recommend(requests[start : start + 64], options.k) for start in range(0, len(requests), 64)]
+    found = [answer for part in answers for answer in part]
+    write_recommendations(options.output, requests, found)
+    value = {"requests": len(requests), "output": str(options.output)}
+    _say(options, value, f"{len(requests):,} requests answered in {options.output}")
+
+
+def serve_command(options: Any) -> None:
+    from recfit.serve.run import run
+
+    run(options.bundle, options.host, options.port)
+
+
+def _data(options: Any, source: str) -> tuple[Any, Any]:
+    """Interactions and split of a recfit.toml, a file or a known name."""
+    from recfit import config, data
+    from recfit.data.splits import split
+
+    if source.endswith(".toml"):
+        settings = config.load(source).data
+        interactions = data.from_config(settings)
+        return interactions, split(interactions, settings.split)
+    interactions = data.load(source, format=options.format, bad_rows=options.bad_rows)
+    return interactions, split(interactions, options.split)
+
+
+def _test_split(options: Any, folder: Path) -> tuple[Path, Path]:
+    """The test requests and targets of `--data`, written to `folder`."""
+    from recfit.data.requests import write_queries
+
+    interactions, split = _data(options, options.data)
+    paths = folder / "requests.jsonl", folder / "targets.csv"
+    write_queries(split.test, interactions.user_ids, interactions.item_ids, *paths)
+    return paths
+
+
+if __name__ == "__main__":
+    sys.exit(main())

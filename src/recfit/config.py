@@ -1,0 +1,175 @@
+"""recfit.toml <-> dataclasses. A wrong key names the key, what is allowed and the nearest match."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from recfit.types import ConfigError
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where the interactions come from and how they are split.
+
+    `source` is a path or a known name such as `ml-100k`; `columns` maps recfit's names to the file's.
+    """
+
+    source: str
+    split: str = "leave_last"
+    format: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    bad_rows: str = "error"
+    min_weight: float | None = None
+    user_features: str | None = None
+    item_features: str | None = None
+
+
+@dataclass(frozen=True)
+class Model:
+    """The original: a family (`kind`) with `options` to train here, or the folder of a trained model (`path`).
+
+    `fit` holds training settings, for the original and, unless `[search.fit]` says otherwise, for every student.
+    """
+
+    kind: str = "sasrec"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    factory: str | None = None
+    path: str | None = None
+    fit: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Limits and an objective; see `recfit.search.budget.Budget`."""
+
+    objective: str = "latency"
+    quality_metric: str = "ndcg@10"
+    price: float = 0.04
+    accept_undecided: bool = False
+    limits: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Search:
+    """Where the study lives and how much it may use; `techniques` restricts what is tried (all by default)."""
+
+    directory: str = "runs/study"
+    techniques: tuple[str, ...] = ()
+    max_candidates: int = 40
+    max_minutes: float = 60.0
+    memory_gb: float = 8.0
+    threads: int = 2
+    serve_threads: int = 1
+    requests: int = 1500
+    rate: float | None = None
+    fit: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Serve:
+    """Where `recfit serve` listens."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A whole recfit.toml."""
+
+    data: Data
+    model: Model = Model()
+    budget: Budget = Budget()
+    search: Search = Search()
+    serve: Serve = Serve()
+
+
+def load(path: Path | str) -> Settings:
+    """Read and check a recfit.toml. Paths in it are relative to its folder."""
+    path = Path(path)
+    try:
+        content = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"there is no {path}; `recfit init` writes one") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    return anchored(parse(content), path.parent)
+
+
+def parse(content: Mapping[str, Any]) -> Settings:
+    """Settings from nested tables. In `[budget]`, every key that is not a setting is a limit."""
+    tables = dict(content)
+    if isinstance(tables.get("budget"), Mapping):
+        tables["budget"] = _budget(tables["budget"])
+    settings: Settings = _table(Settings, tables, "recfit.toml")
+    return settings
+
+
+def _budget(table: Mapping[str, Any]) -> dict[str, Any]:
+    own = {item.name for item in dataclasses.fields(Budget)} - {"limits"}
+    return {
+        **{key: value for key, value in table.items() if key in own},
+        "limits": {key: value for key, value in table.items() if key not in own},
+    }
+
+
+def anchored(settings: Settings, folder: Path) -> Settings:
+    """The settings with existing relative paths resolved against `folder`."""
+
+    def resolve(value: str | None) -> str | None:
+        if value is None or not (folder / value).exists():
+            return value
+        return str(folder / value)
+
+    data = dataclasses.replace(
+        settings.data,
+        source=resolve(settings.data.source) or settings.data.source,
+        user_features=resolve(settings.data.user_features),
+        item_features=resolve(settings.data.item_features),
+    )
+    search = dataclasses.replace(settings.search, directory=str(folder / settings.search.directory))
+    model = dataclasses.replace(settings.model, path=resolve(settings.model.path))
+    return dataclasses.replace(settings, data=data, search=search, model=model)
+
+
+def _table(cls: type, table: Any, where: str) -> Any:
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"{where} must be a table, it is {table!r}")
+    hints = typing.get_type_hints(cls)
+    for key in table:
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"{where} has no setting {key!r}{hint} Allowed: {', '.join(hints)}")
+    missing = [item.name for item in dataclasses.fields(cls) if _required(item) and item.name not in table]
+    if missing:
+        raise ConfigError(f"{where} needs {missing[0]!r}; see `recfit init` for a complete example")
+    return cls(**{key: _value(hints[key], value, f"{where} [{key}]") for key, value in table.items()})
+
+
+def _required(item: dataclasses.Field[Any]) -> bool:
+    return item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return _table(typing.cast(type, hint), value, where)
+    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for kind in allowed:
+        origin = typing.get_origin(kind) or kind
+        if origin is tuple and isinstance(value, list):
+            return tuple(value)
+        if origin is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if isinstance(value, origin) and not (isinstance(value, bool) and origin is int):
+            return value
+    names = " or ".join(getattr(kind, "__name__", str(kind)) for kind in allowed if kind is not types.NoneType)
+    raise ConfigError(f"{where} is {value!r}, it must be {names}")

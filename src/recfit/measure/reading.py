@@ -1,0 +1,81 @@
+"""Measuring from files, also where only the serving install is there: requests and targets become queries of a bundle."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+
+from recfit.bundle import Bundle, open_files
+from recfit.data.requests import read_requests
+from recfit.measure import Measurement
+from recfit.types import DataError, IntArray, Queries, Ragged
+
+UNITS = {"_ms": "ms", "_mb": "MB", "_s": "s"}
+
+
+def queries_of(bundle: Path, requests: Path, targets: Path) -> tuple[Queries, IntArray]:
+    """The requests (.jsonl) and their targets (.csv: query,user_id,item_id) in the bundle's rows, and its items' popularity.
+
+    Items the bundle does not know are left out of histories; as targets they stay, and are missed.
+    """
+    opened = open_files(bundle)
+    asked = read_requests(requests)
+    users = {user: row for row, user in enumerate(opened.user_ids)}
+    items = {item: row for row, item in enumerate(opened.item_ids)}
+    known = [[items[item] for item in request.history or () if item in items] for request in asked]
+    rows = [users.get(request.user_id or "", -1) for request in asked]
+    if min(rows, default=0) < 0:
+        stranger = asked[rows.index(-1)].user_id
+        raise DataError(
+            f"{requests} asks for user {stranger!r}, whom the bundle does not know; measure with known users"
+        )
+    answers = _targets(targets, len(asked), items)
+    queries = Queries(np.array(rows, np.int32), Ragged.from_lists(known), Ragged.from_lists(answers))
+    return queries, popularity(opened)
+
+
+def popularity(bundle: Bundle) -> IntArray:
+    """How often every item occurs in the bundle's histories, int64 [n_items]."""
+    return np.bincount(bundle.histories.values, minlength=bundle.n_items).astype(np.int64)
+
+
+def _targets(path: Path, count: int, items: dict[str, int]) -> list[list[int]]:
+    answers: list[list[int]] = [[] for _ in range(count)]
+    if not path.is_file():
+        raise DataError(f"there is no file {path}; check --targets")
+    with path.open(encoding="utf-8", newline="") as file:
+        for number, row in enumerate(csv.DictReader(file), 2):
+            try:
+                answers[int(row["query"])].append(items.get(row["item_id"], len(items)))
+            except (KeyError, ValueError, IndexError) as error:
+                raise DataError(
+                    f"{path}, line {number}: {dict(row)} is no target; it needs item_id and a query number below {count}"
+                ) from error
+    if empty := [query for query, answer in enumerate(answers) if not answer]:
+        raise DataError(f"{path} has no target for query {empty[0]} ({len(empty)} queries have none)")
+    return answers
+
+
+def text(found: Measurement) -> str:
+    """Metrics with their intervals, one a line, and the protocol."""
+    lines = [
+        f"{name:14} {value:12.4f} {_unit(name):3}{_interval(found, name)}"
+        for name, value in sorted(found.metrics.items())
+    ]
+    machine = found.protocol["machine"]
+    facts = {key: value for key, value in found.protocol.items() if key != "machine" and value is not None}
+    lines += [f"{key}: {value}" for key, value in facts.items()]
+    return "\n".join([*lines, f"machine: {machine['cpu']}, {machine['cores']} cores, {', '.join(machine['isa'])}"])
+
+
+def _unit(name: str) -> str:
+    return next((unit for suffix, unit in UNITS.items() if name.endswith(suffix)), "")
+
+
+def _interval(found: Measurement, name: str) -> str:
+    if name not in found.intervals:
+        return ""
+    low, high = found.intervals[name]
+    return f" 95 % interval {low:.4f} to {high:.4f}"

@@ -1,0 +1,132 @@
+"""The measured process: opens one bundle, answers commands as JSON lines. Started by `process.Worker`, never imported by it.
+
+It holds nothing but the engine and the requests, so its memory is what a server of the bundle needs.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from recfit.engine import Engine, open_bundle
+from recfit.types import Ragged, Request
+
+BATCH = 64
+
+
+class Bench:
+    """The commands. Each returns a JSON-able answer."""
+
+    def __init__(self) -> None:
+        self.engine: Engine
+        self.requests: list[Request]
+
+    def open(self, bundle: str) -> dict[str, float]:
+        """Open the bundle and answer once. `load_s` counts from the start of this process."""
+        self.engine = open_bundle(bundle)
+        self.engine.recommend([Request(history=self.engine.bundle.item_ids[:1])])
+        return {"load_s": time.time() - psutil.Process().create_time()}
+
+    def load(self, queries: str) -> int:
+        """Take the requests of a file of queries; item rows become ids, so that the whole path is measured."""
+        with np.load(queries) as stored:
+            users, history = stored["user"], Ragged(stored["history_indptr"], stored["history_values"])
+        bundle = self.engine.bundle
+        self.requests = [
+            Request(bundle.user_ids[user], tuple([bundle.item_ids[row] for row in past.tolist()]))
+            for user, past in zip(users.tolist(), history, strict=True)
+        ]
+        return len(self.requests)
+
+    def warm(self, count: int) -> None:
+        for at in range(count):
+            self.engine.recommend([self.requests[at % len(self.requests)]])
+
+    def latency(self, start: int, count: int) -> list[float]:
+        """Milliseconds of `count` requests, one at a time, from the `start`-th on."""
+        recommend, clock = self.engine.recommend, time.perf_counter_ns
+        spans = []
+        for at in range(start, start + count):
+            request = [self.requests[at % len(self.requests)]]
+            begin = clock()
+            recommend(request)
+            spans.append((clock() - begin) / 1e6)
+        return spans
+
+    def under_load(self, rate: float, count: int, seed: int) -> list[float]:
+        """Milliseconds from the scheduled arrival to the answer, for Poisson arrivals at `rate` requests a second."""
+        gaps = np.random.default_rng(seed).exponential(1 / rate, count)
+        due = time.perf_counter() + np.cumsum(gaps)
+        spans = []
+        for at, scheduled in enumerate(due.tolist()):
+            while (wait := scheduled - time.perf_counter()) > 0:
+                time.sleep(wait if wait > 2e-3 else 0)
+            self.engine.recommend([self.requests[at % len(self.requests)]])
+            spans.append((time.perf_counter() - scheduled) * 1e3)
+        return spans
+
+    def throughput(self, seconds: float, batch: int) -> float:
+        """Requests a second, answered in batches of `batch` for `seconds`."""
+        begin, done = time.perf_counter(), 0
+        while (spent := time.perf_counter() - begin) < seconds:
+            at = done % len(self.requests)
+            done += len(self.requests[at : at + batch])
+            self.engine.recommend(self.requests[at : at + batch])
+        return done / spent
+
+    def memory(self) -> dict[str, float]:
+        """Megabytes: the peak resident set so far, and the proportional set now."""
+        info = psutil.Process().memory_full_info()
+        return {"peak_rss": _peak_rss() / 1e6, "pss": getattr(info, "pss", info.rss) / 1e6}
+
+    def lists(self, k: int, output: str) -> dict[str, int]:
+        """Recommend for every request; rows [q, k] go to the file `output`, how each was answered is counted."""
+        rows = {item: row for row, item in enumerate(self.engine.bundle.item_ids)}
+        found = np.full((len(self.requests), k), -1, dtype=np.int32)
+        sources: dict[str, int] = {}
+        for start in range(0, len(self.requests), BATCH):
+            answers = self.engine.recommend(self.requests[start : start + BATCH], k)
+            for at, answer in enumerate(answers, start):
+                found[at, : len(answer.items)] = [rows[item] for item in answer.items]
+                sources[answer.source] = sources.get(answer.source, 0) + 1
+        np.save(output, found)
+        return sources
+
+    def modules(self) -> list[str]:
+        """The top-level modules loaded in this process."""
+        return sorted({name.split(".")[0] for name in sys.modules})
+
+
+def _peak_rss() -> float:
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return float(line.split()[1]) * 1024
+    import resource
+
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def main() -> None:
+    """Answer commands `{"call": name, "with": {...}}` until the input ends."""
+    bench, replies = Bench(), sys.stdout
+    sys.stdout = sys.stderr  # whatever a library prints must not break the protocol
+    for line in sys.stdin:
+        command = json.loads(line)
+        try:
+            method: Callable[..., Any] = getattr(bench, command["call"])
+            answer = {"ok": method(**command["with"])}
+        except Exception as error:
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answer), file=replies, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""Checks that every family's `importance` and `shrink` share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from recfit.models import Model
+from recfit.types import ConfigError
+
+
+def no_axis(model: Model, axis: str) -> ConfigError:
+    """The error for an axis that `model` does not have."""
+    return ConfigError(f"{model.kind} has no axis {axis!r}; it has: {', '.join(model.axes()) or 'none'}")
+
+
+def check_keep(model: Model, axis: str, keep: Tensor) -> None:
+    """Raise ConfigError unless `keep` names at least one unit of `axis`, each once, ascending."""
+    if axis not in model.axes():
+        raise no_axis(model, axis)
+    size = model.axes()[axis]
+    units = keep.tolist()
+    if not units or units != sorted(set(units)) or units[0] < 0 or units[-1] >= size:
+        raise ConfigError(f"keep = {units} of {model.kind}.{axis}; give ascending units out of 0 to {size - 1}")
+
+
+def newest_kept(model: Model, keep: Tensor) -> int:
+    """How many positions `keep` leaves of the axis `history_length`, whose unit i is the i-th newest event."""
+    if keep.tolist() != list(range(len(keep))):
+        raise ConfigError(f"keep = {keep.tolist()} of {model.kind}.history_length; only the newest can stay: 0, 1, ...")
+    return len(keep)
+
+
+def recency(length: int) -> Tensor:
+    """The importance of the axis `history_length`: falls with the distance from the newest event, float [length]."""
+    return 1.0 / torch.arange(1, length + 1)
+
+
+def strongest_first(strengths: Tensor) -> Tensor:
+    """Unit indices of each layer by falling strength, [layers, units]."""
+    return strengths.argsort(dim=1, descending=True, stable=True)

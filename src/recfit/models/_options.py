@@ -1,0 +1,64 @@
+"""A mapping of settings, from TOML or JSON, becomes a frozen dataclass; a mistake is answered with what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from recfit.types import ConfigError
+
+T = TypeVar("T")
+
+
+def from_options(cls: type[T], options: Mapping[str, Any], where: str) -> T:
+    """`cls(**options)` with names and types checked; `where` names the place in the message, such as `model.sasrec`."""
+    allowed = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+    for key in options:
+        if key not in allowed:
+            raise ConfigError(f"{where} has no setting {key!r}{_nearest(key, allowed)}; allowed: {_listed(allowed)}")
+    for field in fields(cls):  # type: ignore[arg-type]
+        if field.name not in options and field.default is MISSING and field.default_factory is MISSING:
+            raise ConfigError(f"{where} needs the setting {field.name!r}; add it")
+    hints = get_type_hints(cls)
+    return cls(**{key: _typed(value, hints[key], f"{where}.{key}") for key, value in options.items()})
+
+
+def check_ranges(where: str, config: object, **limits: tuple[float, float]) -> None:
+    """Raise ConfigError unless each named field lies in its closed range."""
+    for name, (low, high) in limits.items():
+        value = getattr(config, name)
+        if not low <= value <= high:
+            raise ConfigError(f"{where}.{name} = {value!r} is outside {low:g} to {high:g}; set it within")
+
+
+def check_choice(where: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raise ConfigError unless `value` is one of `allowed`."""
+    if value not in allowed:
+        raise ConfigError(f"{where} = {value!r}{_nearest(value, allowed)}; allowed: {_listed(allowed)}")
+
+
+def _listed(allowed: list[str] | tuple[str, ...]) -> str:
+    return ", ".join(allowed) or "none"
+
+
+def _nearest(key: str, allowed: list[str] | tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(key, allowed, n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def _typed(value: Any, hint: Any, where: str) -> Any:
+    """`value` as `hint` wants it: ints count as floats, lists as tuples; anything else must match."""
+    origin = get_origin(hint) or hint
+    if origin in (types.UnionType,):
+        return None if value is None else _typed(value, get_args(hint)[0], where)
+    if origin is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_typed(part, get_args(hint)[0], where) for part in value)
+    wanted = dict if origin is Mapping else origin
+    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+        raise ConfigError(f"{where} = {value!r} is a {type(value).__name__}; it must be a {wanted.__name__}")
+    return value

@@ -1,0 +1,132 @@
+"""A shallow network: weighted sums of the history's item vectors, two linear layers, one answer vector.
+
+Each of `pools` sums weighs the events by how far back they lie, with weights that are learned and start as exponential
+decays of different pace: the first sees little more than the newest event, the last nearly the whole history.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recfit.models import Catalogue, Model, rebuilt
+from recfit.models._axes import check_keep, newest_kept, no_axis, recency
+from recfit.models._layers import Dropout, ItemTable, check_features, selector
+from recfit.models._options import check_ranges
+
+
+@dataclass(frozen=True)
+class Config:
+    """`features` adds the vectors of the item's features to its own, less the columns in `without`."""
+
+    embedding_dim: int = 64
+    hidden: int = 256
+    pools: int = 3
+    max_history: int = 50
+    dropout: float = 0.3
+    features: bool = False
+    without: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_ranges("model.mlp", self, embedding_dim=(1, 8192), hidden=(1, 65536), pools=(1, 16))
+        check_ranges("model.mlp", self, max_history=(1, 1e5), dropout=(0, 0.95))
+
+
+class Mlp(nn.Module):
+    kind: ClassVar[str] = "mlp"
+    inputs = ("history",)
+
+    def __init__(self, config: Config, catalogue: Catalogue) -> None:
+        super().__init__()
+        self.config, self.catalogue, self.max_history = config, catalogue, config.max_history
+        described = catalogue.item_features if config.features else None
+        self.items = ItemTable(catalogue.n_items, config.embedding_dim, 0.05, described, config.without)
+        self.recency = nn.Parameter(_decays(config.pools, config.max_history))
+        self.first = nn.Linear(config.pools * config.embedding_dim, config.hidden)
+        self.second = nn.Linear(config.hidden, config.embedding_dim)
+        self.enter = nn.Parameter(torch.tensor(float(config.embedding_dim) ** 0.5))
+        self.dropout = Dropout(config.dropout)
+
+    def encode(self, history: Tensor) -> Tensor:
+        return self.encode_vectors(history, self.items.lookup(history))
+
+    def encode_vectors(self, history: Tensor, vectors: Tensor) -> Tensor:
+        back = history.shape[1] - 1 - torch.arange(history.shape[1])  # counting down exports to wrong ONNX
+        pooled = self.recency[:, back] @ vectors
+        return self._answer(pooled.flatten(1))
+
+    def states(self, history: Tensor) -> Tensor:
+        positions = torch.arange(history.shape[1])
+        back = positions[:, None] - positions[None, :]
+        weights = self.recency[:, back.clamp(min=0)] * (back >= 0)
+        pooled = weights @ self.items.lookup(history)[:, None]
+        return self._answer(pooled.transpose(1, 2).flatten(2))
+
+    def _answer(self, pooled: Tensor) -> Tensor:
+        hidden = self.dropout(F.gelu(self.first(self.dropout(pooled * self.enter))))
+        answer: Tensor = self.second(hidden)
+        return answer
+
+    def item_vectors(self) -> Tensor:
+        return self.items.vectors()
+
+    def axes(self) -> Mapping[str, int]:
+        c = self.config
+        return {"hidden": c.hidden, "embedding_dim": c.embedding_dim, "history_length": c.max_history}
+
+    @torch.no_grad()
+    def importance(self, axis: str) -> Tensor:
+        if axis == "hidden":
+            return torch.cat((self.first.weight, self.second.weight.T), dim=1).square().sum(1).sqrt()
+        if axis == "embedding_dim":
+            read = self.first.weight.square().sum(0).view(self.config.pools, -1).sum(0)
+            return (self.items.vectors().square().sum(0) + read + self.second.weight.square().sum(1)).sqrt()
+        if axis == "history_length":
+            return recency(self.config.max_history)
+        raise no_axis(self, axis)
+
+    @torch.no_grad()
+    def shrink(self, axis: str, keep: Tensor) -> Model:
+        check_keep(self, axis, keep)
+        hidden, change = torch.arange(self.config.hidden), torch.eye(self.config.embedding_dim)
+        if axis == "hidden":
+            return self._taken(replace(self.config, hidden=len(keep)), keep, change)
+        if axis == "embedding_dim":
+            small = replace(self.config, embedding_dim=len(keep))
+            return self._taken(small, hidden, selector(keep, self.config.embedding_dim))
+        return self._taken(replace(self.config, max_history=newest_kept(self, keep)), hidden, change)
+
+    @torch.no_grad()
+    def rotated(self, basis: Tensor) -> Model:
+        return self._taken(self.config, torch.arange(self.config.hidden), basis)
+
+    def _taken(self, config: Config, hidden: Tensor, change: Tensor) -> Model:
+        """A model of `config` with the chosen weights of this one, its vectors times `change` [d, d_new]."""
+        model = rebuilt(self, config)
+        assert isinstance(model, Mlp)
+        model.items.map_(self.items, change)
+        model.enter.copy_(self.enter)
+        model.recency.copy_(self.recency[:, : config.max_history])
+        pooled = self.first.weight[hidden].view(len(hidden), config.pools, -1) @ change
+        model.first.weight.copy_(pooled.flatten(1))
+        model.first.bias.copy_(self.first.bias[hidden])
+        model.second.weight.copy_(change.T @ self.second.weight[:, hidden])
+        model.second.bias.copy_(self.second.bias @ change)
+        return model.train(self.training)
+
+
+def _decays(pools: int, length: int) -> Tensor:
+    """`exp(-distance / pace)` normalized to sum 1, pace 1, 10, 100, ..., float [pools, length]."""
+    pace = 10.0 ** torch.arange(pools)
+    weights = torch.exp(-torch.arange(length)[None] / pace[:, None])
+    return weights / weights.sum(1, keepdim=True)
+
+
+def build(config: Config, catalogue: Catalogue) -> Model:
+    check_features("model.mlp", config.features, catalogue.item_features)
+    return Mlp(config, catalogue)

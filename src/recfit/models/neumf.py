@@ -1,0 +1,162 @@
+"""NeuMF: a product of factors and a small network, side by side (He et al., WWW 2017, arXiv 1708.05031).
+
+A ranker: (user, candidate items) -> scores. User 0 is the unknown user; it is learned by forgetting users now and then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recfit.models import Catalogue, Model, rebuilt
+from recfit.models._axes import check_keep, no_axis
+from recfit.models._layers import (
+    Dropout,
+    FeatureTable,
+    ItemTable,
+    check_features,
+    copy_features,
+    feature_groups,
+    selector,
+)
+from recfit.models._options import check_ranges
+from recfit.types import Features
+
+
+@dataclass(frozen=True)
+class Config:
+    """`embedding_dim` of the product and of the network each; the network's layers have `hidden`, then `top` units.
+
+    `features` adds those of users and items, less the columns in `without`. Training hides the user at rate `forget`.
+    """
+
+    embedding_dim: int = 32
+    hidden: int = 64
+    top: int = 32
+    dropout: float = 0.1
+    forget: float = 0.02
+    features: bool = False
+    without: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_ranges("model.neumf", self, embedding_dim=(1, 8192), hidden=(1, 65536), top=(1, 65536))
+        check_ranges("model.neumf", self, dropout=(0, 0.95), forget=(0, 1))
+
+
+class NeuMf(nn.Module):
+    """Each user and item has one row of 2d numbers: d for the product, d for the network."""
+
+    kind: ClassVar[str] = "neumf"
+    max_history = 0
+
+    def __init__(self, config: Config, catalogue: Catalogue) -> None:
+        super().__init__()
+        self.config, self.catalogue = config, catalogue
+        d, width = config.embedding_dim, 2 * config.embedding_dim
+        self.users = nn.Parameter(torch.randn(catalogue.n_users + 1, width) * 0.05)
+        self.items = ItemTable(catalogue.n_items, width, 0.05, _used(config, catalogue.item_features), config.without)
+        about = _used(config, catalogue.user_features)
+        self.about = FeatureTable(about, config.without, width) if about else None
+        self.inputs = ("user", "user_features") if self.about else ("user",)
+        self.from_user = nn.Linear(d, config.hidden)
+        self.from_item = nn.Linear(d, config.hidden, bias=False)
+        self.top = nn.Linear(config.hidden, config.top)
+        self.output = nn.Linear(d + config.top, 1)
+        self.dropout = Dropout(config.dropout)
+
+    def score(self, items: Tensor, user: Tensor, user_features: Tensor | None = None) -> Tensor:
+        asking, offered = self._user(user, user_features), self.items.lookup(items)
+        d = self.config.embedding_dim
+        product = asking[:, None, :d] * offered[..., :d]
+        # The first layer sees user and item apart, so the user's half is computed once for all candidates.
+        hidden = F.relu(self.from_user(asking[:, d:])[:, None] + self.from_item(offered[..., d:]))
+        top = F.relu(self.top(self.dropout(hidden)))
+        answer: Tensor = self.output(torch.cat((self.dropout(product), top), dim=-1))
+        return answer[..., 0]
+
+    def _user(self, user: Tensor, user_features: Tensor | None) -> Tensor:
+        if self.training:
+            user = user * (torch.rand(user.shape) >= self.config.forget)
+        vectors = F.embedding(user, self.users)
+        if self.about is not None:
+            assert user_features is not None
+            vectors = vectors + self.about.sums(user_features)
+        return vectors
+
+    def axes(self) -> Mapping[str, int]:
+        c = self.config
+        sizes = {"embedding_dim": c.embedding_dim, "hidden": c.hidden, "top": c.top}
+        return sizes | ({"features": len(self._names())} if self._names() else {})
+
+    def _tables(self) -> list[FeatureTable]:
+        return [table for table in (self.items.features, self.about) if table is not None]
+
+    def _names(self) -> list[str]:
+        """The feature columns in use, the units of the axis `features`."""
+        return sorted({name for table in self._tables() for name in table.groups})
+
+    @torch.no_grad()
+    def importance(self, axis: str) -> Tensor:
+        d = self.config.embedding_dim
+        if axis == "embedding_dim":
+            tables = self.users.square().sum(0) + self.items.vectors().square().sum(0)
+            layers = self.from_user.weight.square().sum(0) + self.from_item.weight.square().sum(0)
+            return (tables[:d] + tables[d:] + layers + self.output.weight[0, :d].square()).sqrt()
+        if axis == "hidden":
+            read = self.from_user.weight.square().sum(1) + self.from_item.weight.square().sum(1)
+            return (read + self.top.weight.square().sum(0)).sqrt()
+        if axis == "top":
+            return (self.top.weight.square().sum(1) + self.output.weight[0, d:].square()).sqrt()
+        if axis == "features":
+            norms = [_norms(table) for table in self._tables()]
+            return torch.tensor([sum(norm.get(name, 0.0) for norm in norms) for name in self._names()])
+        raise no_axis(self, axis)
+
+    @torch.no_grad()
+    def shrink(self, axis: str, keep: Tensor) -> Model:
+        check_keep(self, axis, keep)
+        c = self.config
+        units = {name: torch.arange(size) for name, size in self.axes().items()} | {axis: keep}
+        if axis == "features":
+            kept = {self._names()[unit] for unit in keep.tolist()}
+            small = replace(c, without=(*c.without, *(name for name in self._names() if name not in kept)))
+        else:
+            small = replace(c, **{axis: len(keep)})  # type: ignore[arg-type]
+        return self._taken(small, units["embedding_dim"], units["hidden"], units["top"])
+
+    def _taken(self, config: Config, dims: Tensor, hidden: Tensor, top: Tensor) -> Model:
+        """A model of `config` with the chosen weights of this one."""
+        model = rebuilt(self, config)
+        assert isinstance(model, NeuMf)
+        d = self.config.embedding_dim
+        change = selector(torch.cat((dims, dims + d)), 2 * d)
+        model.users.copy_(self.users @ change)
+        model.items.map_(self.items, change)
+        if model.about is not None and self.about is not None:
+            copy_features(self.about, model.about, change)
+        model.from_user.weight.copy_(self.from_user.weight[hidden][:, dims])
+        model.from_user.bias.copy_(self.from_user.bias[hidden])
+        model.from_item.weight.copy_(self.from_item.weight[hidden][:, dims])
+        model.top.weight.copy_(self.top.weight[top][:, hidden])
+        model.top.bias.copy_(self.top.bias[top])
+        model.output.weight.copy_(self.output.weight[:, torch.cat((dims, top + d))])
+        model.output.bias.copy_(self.output.bias)
+        return model.train(self.training)
+
+
+def _used(config: Config, features: Features | None) -> Features | None:
+    return features if config.features and feature_groups(features, config.without) else None
+
+
+def _norms(table: FeatureTable) -> dict[str, float]:
+    return {name: float(table.weight[table.rows(name)].norm()) for name in table.groups}
+
+
+def build(config: Config, catalogue: Catalogue) -> Model:
+    check_features("model.neumf", config.features and catalogue.user_features is None, catalogue.item_features)
+    return NeuMf(config, catalogue)

@@ -1,0 +1,235 @@
+"""SASRec: a causal Transformer over the history (Kang and McAuley, ICDM 2018, arXiv 1808.09781), trained here with the
+full softmax (Klenitskiy and Vasilev, RecSys 2023, arXiv 2309.07602).
+
+Positions enter as a learned bias of each head on each distance (Raffel et al., arXiv 1910.10683), so that an answer
+depends on how far back each event lies and on nothing else: padding, windows and prefixes all agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recfit.models import Catalogue, Model, rebuilt
+from recfit.models._axes import check_keep, newest_kept, no_axis, recency, strongest_first
+from recfit.models._layers import Dropout, ItemTable, rms_norm, selector
+from recfit.models._options import check_ranges
+
+MASKED = -3e4  # finite, so that a row of padding gives zeros and not NaN; fits float16
+
+
+@dataclass(frozen=True)
+class Config:
+    """`head_dim` 0 means `embedding_dim / heads`; `max_history` events are read."""
+
+    layers: int = 2
+    embedding_dim: int = 64
+    heads: int = 2
+    ffn: int = 256
+    max_history: int = 100
+    dropout: float = 0.2
+    head_dim: int = 0
+
+    def __post_init__(self) -> None:
+        check_ranges("model.sasrec", self, layers=(1, 64), embedding_dim=(1, 8192), heads=(1, 256), ffn=(1, 65536))
+        check_ranges("model.sasrec", self, max_history=(1, 1e5), dropout=(0, 0.95), head_dim=(0, 4096))
+
+    @property
+    def width(self) -> int:
+        """Coordinates of one head."""
+        return self.head_dim or max(1, self.embedding_dim // self.heads)
+
+
+def _geometry(history: Tensor, newest: bool = False) -> tuple[Tensor, Tensor]:
+    """What each position (or only the newest) may see, float [B, 1, Lq, L], and how far back it lies, int64 [Lq, L]."""
+    positions = torch.arange(history.shape[1])
+    asking = positions[-1:] if newest else positions
+    back = asking[:, None] - positions[None, :]
+    unseen = (back < 0)[None, None] | (history == 0)[:, None, None, :]
+    return unseen.float() * MASKED, back.clamp(min=0)
+
+
+class Block(nn.Module):
+    """Attention, then a two-layer network, each added to its input: hidden [B, L, d] -> [B, Lq, d]."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        d, inner = config.embedding_dim, config.heads * config.width
+        self.heads, self.width = config.heads, config.width
+        self.query = nn.Linear(d, inner, bias=False)
+        self.key = nn.Linear(d, inner, bias=False)
+        self.value = nn.Linear(d, inner, bias=False)
+        self.out = nn.Linear(inner, d, bias=False)
+        self.up = nn.Linear(d, config.ffn, bias=False)
+        self.down = nn.Linear(config.ffn, d, bias=False)
+        self.distance = nn.Parameter(torch.zeros(config.heads, config.max_history))
+        self.dropout = Dropout(config.dropout)
+        for layer in (self.out, self.down):
+            nn.init.normal_(layer.weight, std=(2 * config.layers * layer.in_features) ** -0.5)
+
+    def forward(self, hidden: Tensor, mask: Tensor, distances: Tensor) -> Tensor:
+        """`mask` [B, 1, Lq, L] joins the attention of the last Lq positions, `distances` [Lq, L] index its bias."""
+        length = distances.shape[0]
+        asking = hidden[:, -length:]
+        normed = rms_norm(hidden)
+        mixed = self._attend(normed[:, -length:], normed, self.distance[:, distances] + mask)
+        asking = asking + self.dropout(self.out(mixed))
+        answer: Tensor = asking + self.dropout(self.down(F.gelu(self.up(rms_norm(asking)))))
+        return answer
+
+    def _attend(self, asking: Tensor, normed: Tensor, bias: Tensor) -> Tensor:
+        query, key = self._heads(self.query(asking)), self._heads(self.key(normed))
+        weights = (query @ key.transpose(-1, -2) * self.width**-0.5 + bias).softmax(-1)
+        mixed = weights @ self._heads(self.value(normed))
+        joined: Tensor = mixed.transpose(1, 2).flatten(2)
+        return joined
+
+    def _heads(self, values: Tensor) -> Tensor:
+        return values.view(*values.shape[:2], self.heads, self.width).transpose(1, 2)
+
+    def head_strengths(self) -> Tensor:
+        """L2 norm of the weights of each head, [heads]."""
+        weights = torch.cat([*(layer.weight for layer in self._projections()), self.out.weight.T], dim=1)
+        return weights.reshape(self.heads, -1).square().sum(1).sqrt()
+
+    def ffn_strengths(self) -> Tensor:
+        """L2 norm of the weights of each hidden unit, [ffn]."""
+        return torch.cat((self.up.weight, self.down.weight.T), dim=1).square().sum(1).sqrt()
+
+    def stream_strengths(self) -> Tensor:
+        """Squared L2 norm of the weights that read or write each coordinate of the hidden space, [d]."""
+        read = [layer.weight for layer in (*self._projections(), self.up)]
+        return torch.cat([*read, self.out.weight.T, self.down.weight.T]).square().sum(0)
+
+    def _projections(self) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
+        return self.query, self.key, self.value
+
+    def take(self, source: Block, heads: Tensor, ffn: Tensor, change: Tensor, scale: float) -> None:
+        """The weights of `source`: its `heads` and `ffn` units, its hidden space times `change` [d_source, d]."""
+        within = (heads[:, None] * source.width + torch.arange(source.width)).flatten()
+        for mine, theirs in zip(self._projections(), source._projections(), strict=True):
+            mine.weight.copy_(theirs.weight[within] @ change * scale)
+        self.out.weight.copy_(change.T @ source.out.weight[:, within])
+        self.up.weight.copy_(source.up.weight[ffn] @ change * scale)
+        self.down.weight.copy_(change.T @ source.down.weight[:, ffn])
+        self.distance.copy_(source.distance[heads, : self.distance.shape[1]])
+
+
+class SasRec(nn.Module):
+    """No biases anywhere: padding stays exactly zero, and the hidden space can be turned without changing an answer."""
+
+    kind: ClassVar[str] = "sasrec"
+    inputs = ("history",)
+
+    def __init__(self, config: Config, catalogue: Catalogue) -> None:
+        super().__init__()
+        self.config, self.catalogue, self.max_history = config, catalogue, config.max_history
+        self.items = ItemTable(catalogue.n_items, config.embedding_dim, std=0.02)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.enter = nn.Parameter(torch.tensor(float(config.embedding_dim) ** 0.5))
+        self.leave = nn.Parameter(torch.tensor(1.0))
+        self.dropout = Dropout(config.dropout)
+
+    def encode(self, history: Tensor) -> Tensor:
+        return self.encode_vectors(history, self.items.lookup(history))
+
+    def encode_vectors(self, history: Tensor, vectors: Tensor) -> Tensor:
+        hidden = self._through(self.blocks[:-1], vectors * self.enter, history)
+        # Only the newest position is asked for, so the last block computes no other.
+        newest = self.blocks[-1](hidden, *_geometry(history, newest=True))
+        return rms_norm(newest[:, 0]) * self.leave
+
+    def states(self, history: Tensor) -> Tensor:
+        vectors = self.dropout(self.items.lookup(history) * self.enter)
+        return rms_norm(self._through(self.blocks, vectors, history)) * self.leave
+
+    def _through(self, blocks: nn.ModuleList, hidden: Tensor, history: Tensor) -> Tensor:
+        if len(blocks):
+            mask, distances = _geometry(history)
+            for block in blocks:
+                hidden = block(hidden, mask, distances)
+        return hidden
+
+    def item_vectors(self) -> Tensor:
+        return self.items.vectors()
+
+    def axes(self) -> Mapping[str, int]:
+        c = self.config
+        return {
+            "layers": c.layers,
+            "heads": c.heads,
+            "ffn": c.ffn,
+            "embedding_dim": c.embedding_dim,
+            "history_length": c.max_history,
+        }
+
+    @torch.no_grad()
+    def importance(self, axis: str) -> Tensor:
+        """Heads and ffn units are counted by rank: unit j is the j-th strongest of every layer."""
+        blocks: list[Block] = list(self.blocks)  # type: ignore[arg-type]
+        if axis == "layers":
+            return torch.stack([block.stream_strengths().sum().sqrt() for block in blocks])
+        if axis in ("heads", "ffn"):
+            ranked = self._strengths(axis).sort(dim=1, descending=True).values
+            return ranked.square().sum(0).sqrt()
+        if axis == "embedding_dim":
+            table = self.items.vectors().square().sum(0)
+            return (table + torch.stack([block.stream_strengths() for block in blocks]).sum(0)).sqrt()
+        if axis == "history_length":
+            return recency(self.config.max_history)
+        raise no_axis(self, axis)
+
+    def _strengths(self, axis: str) -> Tensor:
+        return torch.stack([getattr(block, f"{axis.removesuffix('s')}_strengths")() for block in self.blocks])
+
+    @torch.no_grad()
+    def shrink(self, axis: str, keep: Tensor) -> Model:
+        check_keep(self, axis, keep)
+        config, everything = self.config, torch.arange(max(self.axes().values()))
+        layers, change = everything[: config.layers], torch.eye(config.embedding_dim)
+        heads = everything[: config.heads].expand(config.layers, -1)
+        ffn = everything[: config.ffn].expand(config.layers, -1)
+        small = replace(config, head_dim=config.width)
+        if axis == "layers":
+            small, layers = replace(small, layers=len(keep)), keep
+        elif axis == "heads":
+            small, heads = replace(small, heads=len(keep)), self._ranked(axis, keep)
+        elif axis == "ffn":
+            small, ffn = replace(small, ffn=len(keep)), self._ranked(axis, keep)
+        elif axis == "embedding_dim":
+            small, change = replace(small, embedding_dim=len(keep)), selector(keep, config.embedding_dim)
+        else:
+            small = replace(small, max_history=newest_kept(self, keep))
+        return self._taken(small, layers, heads, ffn, change)
+
+    def _ranked(self, axis: str, keep: Tensor) -> Tensor:
+        """The units of each layer whose ranks are in `keep`, ascending, [layers, len(keep)]."""
+        return strongest_first(self._strengths(axis))[:, keep].sort(dim=1).values
+
+    @torch.no_grad()
+    def rotated(self, basis: Tensor) -> Model:
+        c = self.config
+        units = torch.arange(max(c.heads, c.ffn, c.layers)).expand(c.layers, -1)
+        return self._taken(c, units[0, : c.layers], units[:, : c.heads], units[:, : c.ffn], basis)
+
+    def _taken(self, config: Config, layers: Tensor, heads: Tensor, ffn: Tensor, change: Tensor) -> Model:
+        """A model of `config` with the chosen weights of this one."""
+        model = rebuilt(self, config)
+        assert isinstance(model, SasRec)
+        # rms over fewer coordinates is larger or smaller by this much; exact where the dropped ones were zero
+        scale = (self.config.embedding_dim / config.embedding_dim) ** 0.5
+        model.items.map_(self.items, change)
+        model.enter.copy_(self.enter)
+        model.leave.copy_(self.leave * scale)
+        for block, layer in zip(model.blocks, layers.tolist(), strict=True):
+            block.take(self.blocks[layer], heads[layer], ffn[layer], change, scale)  # type: ignore[operator]
+        return model.train(self.training)
+
+
+def build(config: Config, catalogue: Catalogue) -> Model:
+    return SasRec(config, catalogue)

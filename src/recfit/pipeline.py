@@ -1,0 +1,117 @@
+"""What one bundle will run, seen from the training side: models, formats, candidates, cache, runtime."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from recfit import models
+from recfit.models import Encoder, Model
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A model and the formats it is stored in: `graph` is `float32` or `int8`, `table` a file of `tables/`."""
+
+    model: Model
+    graph: str = "float32"
+    table: str = "float32"
+    table_options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        return "encoder" if isinstance(self.model, Encoder) else "ranker"
+
+    @property
+    def identity(self) -> bool:
+        """Whether the encoder's output already is the score of every item, so that no table is stored."""
+        return bool(getattr(self.model, "identity", False))
+
+
+@dataclass(frozen=True)
+class CachePlan:
+    """Precompute `length` items for the most active `share` of users; a list older than `ttl_seconds` is not served."""
+
+    share: float
+    length: int = 100
+    ttl_seconds: float = 86_400.0
+
+
+@dataclass(frozen=True)
+class RuntimePlan:
+    """Which file of `runtimes/` runs the stages, with how many threads, and its own options."""
+
+    name: str = "ort"
+    threads: int = 1
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """`retrieve` scores the catalogue; `rank`, if any, re-scores its best `candidates`; `cache` answers known users first."""
+
+    retrieve: Stage
+    rank: Stage | None = None
+    candidates: int = 0
+    cache: CachePlan | None = None
+    runtime: RuntimePlan = RuntimePlan()
+
+    @property
+    def stages(self) -> dict[str, Stage]:
+        """The stages by their names in a bundle."""
+        return {"retrieve": self.retrieve} | ({} if self.rank is None else {"rank": self.rank})
+
+    @property
+    def main(self) -> Stage:
+        """The stage whose scores order the final list: the one that techniques work on."""
+        return self.rank or self.retrieve
+
+    def with_main(self, stage: Stage) -> Pipeline:
+        """This pipeline with another deciding stage."""
+        return replace(self, rank=stage) if self.rank else replace(self, retrieve=stage)
+
+
+def fingerprint(pipeline: Pipeline) -> str:
+    """A digest of everything that `pipeline` would export; equal digests mean equal bundles."""
+    prints = {name: models.fingerprint(stage.model) for name, stage in pipeline.stages.items()}
+    return hashlib.sha256(json.dumps([prints, _plan(pipeline)], sort_keys=True).encode()).hexdigest()
+
+
+def save(pipeline: Pipeline, directory: Path) -> None:
+    """Store `pipeline` with its weights (safetensors), the plan last so that a half-written one is not mistaken for whole."""
+    for name, stage in pipeline.stages.items():
+        models.save(stage.model, directory / name)
+    draft = directory / "plan.draft"
+    draft.write_text(json.dumps(_plan(pipeline)))
+    draft.replace(directory / "plan.json")
+
+
+def saved(directory: Path) -> bool:
+    """Whether `directory` holds a whole pipeline."""
+    return (directory / "plan.json").is_file()
+
+
+def load(directory: Path) -> Pipeline:
+    """The pipeline that `save` stored."""
+    plan = json.loads((directory / "plan.json").read_text())
+    stages = {name: Stage(models.load(directory / name), **formats) for name, formats in plan["stages"].items()}
+    cache = None if plan["cache"] is None else CachePlan(**plan["cache"])
+    runtime = RuntimePlan(**plan["runtime"])
+    return Pipeline(stages["retrieve"], stages.get("rank"), plan["candidates"], cache, runtime)
+
+
+def _plan(pipeline: Pipeline) -> dict[str, Any]:
+    """Everything but the weights, JSON-able."""
+    return {
+        "stages": {
+            name: {"graph": stage.graph, "table": stage.table, "table_options": dict(stage.table_options)}
+            for name, stage in pipeline.stages.items()
+        },
+        "candidates": pipeline.candidates,
+        "cache": None if pipeline.cache is None else asdict(pipeline.cache),
+        "runtime": asdict(pipeline.runtime),
+    }

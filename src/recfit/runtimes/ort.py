@@ -1,0 +1,97 @@
+"""ONNX Runtime: the default. Encoder graphs meet their item table here; ranker graphs score pairs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from recfit.registry import find
+from recfit.runtimes import Batch, Scorer, StageSpec
+from recfit.types import BundleError, FloatArray, IntArray
+
+GRAPH = "model.onnx"
+LEVELS = {
+    "none": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+# Pairs a ranker scores in one run while it scans a catalogue: bounds the memory of its activations.
+SCAN_PAIRS = 65_536
+
+
+def session(path: Path, threads: int = 1, graph: str = "all") -> onnxruntime.InferenceSession:
+    """An inference session on the CPU with a fixed number of threads."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.graph_optimization_level = LEVELS[graph]
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime raises half a dozen unrelated types here
+        raise BundleError(f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {error}") from error
+
+
+def open_scorer(directory: Path, spec: StageSpec, threads: int) -> Scorer:
+    graph = session(directory / GRAPH, threads, spec.options.get("graph", "all"))
+    if spec.kind == "ranker":
+        return RankerScorer(graph, spec)
+    return EncoderScorer(graph, open_table(directory / "table", spec, threads), spec)
+
+
+def open_table(directory: Path, spec: StageSpec, threads: int) -> Any:
+    settings = dict(spec.table)
+    module = find("tables", settings.pop("format"))
+    return module.open_table(directory, module.Config(**settings), threads)
+
+
+class EncoderScorer:
+    """Request -> vector (graph) -> scores (table)."""
+
+    def __init__(self, graph: onnxruntime.InferenceSession, table: Any, spec: StageSpec) -> None:
+        self._graph, self._table, self._spec = graph, table, spec
+        # An input that the answer does not depend on is no longer in the graph.
+        self._takes = {argument.name for argument in graph.get_inputs()}
+
+    def encode(self, batch: Batch) -> FloatArray:
+        inputs: dict[str, Any] = batch.inputs(self._spec)
+        if self._spec.tied:
+            tokens = inputs["history"]
+            vectors = self._table.rows(np.maximum(tokens - 1, 0))
+            vectors[tokens == 0] = 0
+            inputs["vectors"] = vectors
+        vector: FloatArray = self._graph.run(None, {name: inputs[name] for name in self._takes})[0]
+        return vector
+
+    def scores(self, batch: Batch) -> FloatArray:
+        scores: FloatArray = self._table.scores(self.encode(batch))
+        return scores
+
+    def rescore(self, batch: Batch, candidates: IntArray) -> FloatArray:
+        scores: FloatArray = self._table.rescore(self.encode(batch), np.maximum(candidates, 0))
+        return scores
+
+
+class RankerScorer:
+    """(Request, items) -> scores; a scan goes over the catalogue in chunks."""
+
+    def __init__(self, graph: onnxruntime.InferenceSession, spec: StageSpec) -> None:
+        self._graph, self._spec = graph, spec
+
+    def scores(self, batch: Batch) -> FloatArray:
+        tokens = np.arange(1, self._spec.n_items + 1, dtype=np.int64)
+        width = max(1, SCAN_PAIRS // len(batch))
+        chunks = [tokens[start : start + width] for start in range(0, len(tokens), width)]
+        inputs = batch.inputs(self._spec)
+        return np.concatenate([self._run(inputs, np.tile(chunk, (len(batch), 1))) for chunk in chunks], axis=1)
+
+    def rescore(self, batch: Batch, candidates: IntArray) -> FloatArray:
+        return self._run(batch.inputs(self._spec), np.maximum(candidates + 1, 1))
+
+    def _run(self, inputs: dict[str, IntArray], tokens: IntArray) -> FloatArray:
+        scores: FloatArray = self._graph.run(None, {**inputs, "items": tokens})[0]
+        return scores

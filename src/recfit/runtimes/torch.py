@@ -1,0 +1,59 @@
+"""PyTorch eager: the reference, and the original "as the team runs it today". Needs `recfit[train]`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from recfit.runtimes import Batch, Scorer, StageSpec
+from recfit.types import BundleError, FloatArray, IntArray
+
+if TYPE_CHECKING:
+    from recfit.models import Model
+
+
+def open_scorer(directory: Path, spec: StageSpec, threads: int) -> Scorer:
+    try:
+        import torch
+    except ImportError as error:
+        raise BundleError("this bundle runs on PyTorch, which is not installed; pip install 'recfit[train]'") from error
+    from recfit import models
+
+    torch.set_num_threads(threads)
+    return TorchScorer(models.load(directory / "model"), spec)
+
+
+class TorchScorer:
+    """The module itself: encode, then one matrix product over the whole catalogue."""
+
+    def __init__(self, model: Model, spec: StageSpec) -> None:
+        self._model: Any = model  # `models.load` gives it in evaluation mode
+        self._spec = spec
+
+    def _inputs(self, batch: Batch) -> dict[str, Any]:
+        import torch
+
+        return {name: torch.from_numpy(array) for name, array in batch.inputs(self._spec).items()}
+
+    def scores(self, batch: Batch) -> FloatArray:
+        import torch
+
+        from recfit import models
+
+        with torch.inference_mode():
+            scores: FloatArray = models.scores(self._model, self._inputs(batch)).numpy()
+        return scores
+
+    def rescore(self, batch: Batch, candidates: IntArray) -> FloatArray:
+        import torch
+
+        items = torch.from_numpy(np.maximum(candidates, 0))
+        with torch.inference_mode():
+            if self._spec.kind == "ranker":
+                scores: FloatArray = self._model.score(items + 1, **self._inputs(batch)).numpy()
+            else:
+                rows = self._model.item_vectors()[items]
+                scores = (rows @ self._model.encode(**self._inputs(batch))[:, :, None])[:, :, 0].numpy()
+        return scores

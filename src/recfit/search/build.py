@@ -1,0 +1,81 @@
+"""Recipe -> bundle, in a process of its own. Runs in the child that `isolate` starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recfit import pipeline as pipelines
+from recfit.export import export, surroundings
+from recfit.pipeline import Pipeline
+from recfit.search.recipe import Recipe
+from recfit.techniques import Context, applied
+from recfit.training import Fit
+from recfit.types import Ragged, Split
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What every build of a study shares. `original` and `models` are folders: the original, and trained prefixes."""
+
+    split: Split
+    original: Path
+    models: Path
+    fit: Fit
+    threads: int
+    progress: bool
+
+
+@dataclass(frozen=True)
+class Job:
+    """One bundle to make. `structure_only` skips training; `final` stores today's histories instead of older ones."""
+
+    recipe: list[dict[str, Any]]
+    output: Path
+    structure_only: bool = False
+    final: bool = False
+
+
+def build(workshop: Workshop, job: Job) -> str:
+    """Apply the recipe to the original and export it; returns the bundle's directory."""
+    torch.set_num_threads(workshop.threads)
+    torch.manual_seed(workshop.fit.seed)
+    recipe = Recipe.from_json(job.recipe)
+    pipeline = _applied(recipe, workshop, job)
+    around = surroundings(workshop.split, snapshot(workshop.split, final=job.final))
+    export(pipeline, around, job.output, name=recipe.name, recipe={"id": recipe.id, "steps": job.recipe})
+    return str(job.output)
+
+
+def snapshot(split: Split, *, final: bool) -> Ragged:
+    """The histories a bundle stores: one event behind the requests it will be measured with.
+
+    Validation requests come right after the training events, so the search stores those without each user's last;
+    test requests come later, so the final bundle stores all of them.
+    """
+    past = split.train.histories()
+    if final:
+        return past
+    return Ragged.from_lists([part[:-1] for part in past])
+
+
+def _applied(recipe: Recipe, workshop: Workshop, job: Job) -> Pipeline:
+    """The original after every step; trained prefixes are kept, so that recipes that share them train once."""
+    original = pipelines.load(workshop.original)
+    context = Context(
+        workshop.split, original, workshop.fit, structure_only=job.structure_only, progress=workshop.progress
+    )
+    pipeline = original
+    for prefix in recipe.prefixes:
+        kept = workshop.models / prefix.id
+        if pipelines.saved(kept):
+            pipeline = pipelines.load(kept)
+            continue
+        step = prefix.steps[-1]
+        pipeline = applied(step, pipeline, context)
+        if not job.structure_only:
+            pipelines.save(pipeline, kept)
+    return pipeline

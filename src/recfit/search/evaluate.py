@@ -1,0 +1,155 @@
+"""Gates from cheap to costly. A candidate stops at the first broken limit; what it cost is recorded by stage."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recfit import measure
+from recfit.measure import Measurement, Plan, quality
+from recfit.measure.statistics import interval
+from recfit.search.budget import Budget, Limit, Measured, check
+from recfit.search.build import Job, Workshop, build
+from recfit.search.isolate import Failed, isolated
+from recfit.search.recipe import Recipe
+from recfit.search.study import Candidate, Study
+from recfit.types import IntArray, MeasurementError, Queries
+
+# The structure screen is short and untrained; it only drops what misses a limit by more than its own noise.
+SCREEN = Plan(requests=300, blocks=1, warm=50, throughput_seconds=0.1)
+SCREEN_SLACK = 1.25
+SAMPLE = 1000
+# Limits the screen can judge: weights don't change them.
+STRUCTURAL = ("bundle_mb", "load_s", "memory_mb", "p50_ms", "p95_ms", "p99_ms")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the search itself may use."""
+
+    memory_gb: float
+    deadline: float  # time.monotonic()
+
+    @property
+    def seconds_left(self) -> float:
+        return max(0.0, self.deadline - time.monotonic())
+
+
+@dataclass
+class Gates:
+    """Measures candidates of one study against one budget."""
+
+    study: Study
+    budget: Budget
+    workshop: Workshop
+    limits: Limits
+    plan: Plan
+    popularity: IntArray
+    say: Callable[[str], None]
+    _clock: dict[str, float] = field(default_factory=dict)
+
+    def run(self, recipe: Recipe) -> Candidate:
+        """Take `recipe` through the gates and record what became of it. Only `KeyboardInterrupt` gets out."""
+        self._clock = {}
+        try:
+            candidate, users = self._gated(recipe)
+        except (Failed, MeasurementError) as error:
+            candidate, users = self._row(recipe, "failed", "build", str(error)), None
+        self.study.add(candidate, users)
+        return candidate
+
+    def _gated(self, recipe: Recipe) -> tuple[Candidate, Mapping[str, Any] | None]:
+        if fallen := self._screen(recipe):
+            return fallen, None
+        bundle = self._built(recipe, "train", structure_only=False)
+        queries = self.workshop.split.validation
+        if fallen := self._sampled(recipe, bundle, queries):
+            return fallen, None
+        with self._stage("measure"):
+            found = measure.measure(bundle, queries, self.popularity, self.plan, self.metrics)
+        metrics = {**found.metrics, "cost_per_million": cost(found, self.budget.price)}
+        row = self._row(recipe, "done", "full", "", metrics=metrics, intervals=found.intervals, protocol=found.protocol)
+        return row, found.users
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The quality metrics to measure: the usual ones and those the budget names."""
+        wanted = [limit.metric for limit in self.budget.limits if limit.is_quality]
+        return tuple(dict.fromkeys([*quality.METRICS, self.budget.quality_metric, *wanted]))
+
+    def _screen(self, recipe: Recipe) -> Candidate | None:
+        """Size, load time, memory and latency of the untrained structure."""
+        structural = [limit for limit in self.budget.limits if limit.metric in STRUCTURAL]
+        original = self._original()
+        if original is None or not structural or not any(step.trains for step in recipe.steps):
+            return None
+        bundle = self._built(recipe, "screen", structure_only=True)
+        with self._stage("screen"):
+            cost = measure.latency([bundle], self.workshop.split.validation, SCREEN)[0]["metrics"]
+        for limit in structural:
+            bound = limit.absolute(original.metrics)
+            if cost[limit.metric] > bound * SCREEN_SLACK:
+                reason = f"{limit.text(original.metrics)}; the untrained structure has {cost[limit.metric]:.4g}"
+                stage = "size" if limit.metric == "bundle_mb" else "latency"
+                return self._row(recipe, "screened out", stage, reason, metrics=cost)
+        return None
+
+    def _sampled(self, recipe: Recipe, bundle: Path, queries: Queries) -> Candidate | None:
+        """Quality on a sample of the queries, where there are many more; out only if a limit is clearly broken."""
+        original = self._original()
+        floors = [limit for limit in self.budget.limits if limit.is_quality]
+        if original is None or not floors or len(queries) < 3 * SAMPLE:
+            return None
+        users = np.unique(queries.user)
+        chosen = np.random.default_rng(0).choice(users, min(SAMPLE, len(users)), replace=False)
+        rows = np.flatnonzero(np.isin(queries.user, chosen))
+        with self._stage("sample"):
+            found, _ = measure.users_quality(bundle, queries.take(rows), self.popularity, self.metrics)
+        base = {name: values[np.isin(users, chosen)] for name, values in original.users.items()}
+        for limit in floors:
+            if self._broken(limit, found, base):
+                metrics = {name: float(values.mean()) for name, values in found.items()}
+                reason = f"{limit.text(original.metrics)}; on {len(chosen)} users it has {metrics[limit.metric]:.4g}"
+                return self._row(recipe, "screened out", "sample", reason, metrics=metrics)
+        return None
+
+    def _broken(self, limit: Limit, found: Mapping[str, Any], base: Mapping[str, Any]) -> bool:
+        means = {name: interval(values).mean for name, values in base.items()}
+        return check(limit, Measured({}, {}, found), Measured(means, {}, base)) == "broken"
+
+    def _original(self) -> Measured | None:
+        id = self.study.facts.get("original")
+        return None if id is None else self.study.measured(self.study.candidates[id])
+
+    def _built(self, recipe: Recipe, stage: str, *, structure_only: bool) -> Path:
+        output = self.study.path("bundles", recipe.id)
+        with self._stage(stage):
+            job = Job(recipe.to_json(), output, structure_only=structure_only)
+            limits = {"memory_gb": self.limits.memory_gb, "seconds": max(1.0, self.limits.seconds_left)}
+            isolated(build, self.workshop, job, **limits)
+        return output
+
+    def _row(self, recipe: Recipe, status: str, stage: str, reason: str, **values: Any) -> Candidate:
+        return Candidate(
+            recipe.id, recipe.name, recipe.to_json(), status, stage, reason, seconds=dict(self._clock), **values
+        )
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        begin = time.monotonic()
+        try:
+            yield
+        finally:
+            self._clock[name] = round(self._clock.get(name, 0.0) + time.monotonic() - begin, 2)
+
+
+def cost(found: Measurement, price: float) -> float:
+    """Price of a million requests: core-hours at full throughput times the price of one."""
+    core_hours = float(found.protocol["threads"]) * 1e6 / found.metrics["qps"] / 3600
+    return price * core_hours

@@ -1,0 +1,74 @@
+"""Run a function in a process of its own: a crash, a hang or a hunger for memory becomes a sentence, not the end of a study."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+import psutil
+
+from recfit.types import RecfitError
+
+# The fork server imports the heavy modules once; every candidate starts from it in milliseconds.
+PRELOAD = ["recfit.search.build"]
+
+
+class Failed(RecfitError):
+    """The function did not come back with an answer."""
+
+
+def isolated(function: Callable[..., Any], *arguments: Any, memory_gb: float, seconds: float) -> Any:
+    """`function(*arguments)` from a child process. Raises `Failed` with the reason: its exception, a crash, or a limit."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=_run, args=(there, function, arguments), daemon=True)
+    process.start()
+    there.close()
+    try:
+        return _answer(process, here, memory_gb, seconds)
+    finally:
+        if process.is_alive():
+            process.kill()
+        process.join()
+        here.close()
+
+
+def _answer(process: Any, pipe: Connection, memory_gb: float, seconds: float) -> Any:
+    deadline = time.monotonic() + seconds
+    while not pipe.poll(0.1):
+        if not process.is_alive() and not pipe.poll(0):
+            raise Failed(f"the process ended with exit code {process.exitcode} and no answer")
+        if time.monotonic() > deadline:
+            raise Failed(f"it took over {seconds / 60:.1f} minutes, the limit that was left")
+        if _rss_gb(process.pid) > memory_gb:
+            raise Failed(f"it used more than {memory_gb:g} GB of memory, the limit of [search] memory_gb")
+    try:
+        kind, answer = pipe.recv()
+    except EOFError:
+        process.join()
+        raise Failed(f"the process died with exit code {process.exitcode}") from None
+    if kind == "failed":
+        raise Failed(answer)
+    return answer
+
+
+def _run(pipe: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    try:
+        pipe.send(("ok", function(*arguments)))
+    except RecfitError as error:
+        pipe.send(("failed", str(error)))
+    except BaseException as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        pipe.send(("failed", f"{type(error).__name__}: {error} ({last.filename.rsplit('/', 1)[-1]}:{last.lineno})"))
+
+
+def _rss_gb(pid: int) -> float:
+    try:
+        return float(psutil.Process(pid).memory_info().rss) / 2**30
+    except psutil.NoSuchProcess:
+        return 0.0

@@ -1,0 +1,102 @@
+"""Frontier and choice: pure functions of a finished study. No training, no measuring."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from recfit.search.budget import Budget, Measured, shortfall
+from recfit.search.study import Candidate, Study
+from recfit.types import Infeasible
+
+
+def on_front(loss: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """Which rows of `loss` [candidates, metrics] (smaller is better) no other row dominates."""
+    a, b = loss[:, None], loss[None]
+    dominated = np.all(b <= a, axis=-1) & np.any(b < a, axis=-1)
+    front: npt.NDArray[np.bool_] = ~np.any(dominated, axis=1)
+    return front
+
+
+def frontier(candidates: Sequence[Candidate], budget: Budget) -> list[Candidate]:
+    """The non-dominated candidates in quality, p99 and memory, and whatever else the budget limits."""
+    if not candidates:
+        return []
+    costs = dict.fromkeys(["p99_ms", "memory_mb", *(limit.metric for limit in budget.limits if not limit.is_quality)])
+    signs = {budget.quality_metric: -1.0, **{metric: -1.0 if metric == "qps" else 1.0 for metric in costs}}
+    loss = np.array([[sign * found.metrics[metric] for metric, sign in signs.items()] for found in candidates])
+    return [found for found, front in zip(candidates, on_front(loss), strict=True) if front]
+
+
+@dataclass(frozen=True)
+class Miss:
+    """The candidate that comes closest to an infeasible budget, and the limit that binds it most."""
+
+    candidate: Candidate
+    binding: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The best feasible candidate, or the nearest miss; and the verdicts behind it, by candidate id."""
+
+    chosen: Candidate | None
+    nearest: Miss | None
+    verdicts: Mapping[str, Mapping[str, str]]
+
+
+def choose(study: Study, budget: Budget) -> Choice:
+    """The feasible candidate with the least loss; the original is one of them."""
+    done = study.done()
+    measured = {found.id: study.measured(found) for found in done}
+    original = measured[study.facts["original"]]
+    verdicts = {found.id: budget.verdicts(measured[found.id], original) for found in done}
+    feasible = [found for found in done if budget.holds(verdicts[found.id])]
+    if feasible:
+        # Equal losses go to the better quality, then to the shorter recipe.
+        best = min(feasible, key=lambda c: (budget.loss(c.metrics), -c.metrics[budget.quality_metric], len(c.recipe)))
+        return Choice(best, None, verdicts)
+    return Choice(None, _nearest(done, measured, original, budget, verdicts), verdicts)
+
+
+def _nearest(
+    done: Sequence[Candidate],
+    measured: Mapping[str, Measured],
+    original: Measured,
+    budget: Budget,
+    verdicts: Mapping[str, Mapping[str, str]],
+) -> Miss:
+    """Fewest broken limits first, then the smallest worst shortfall."""
+
+    def misses(found: Candidate) -> dict[str, float]:
+        return {
+            limit.metric: shortfall(limit, measured[found.id], original)
+            for limit in budget.limits
+            if not budget.accepts(verdicts[found.id][limit.metric])
+        }
+
+    def distance(found: Candidate) -> tuple[float, int, float]:
+        gaps = misses(found)
+        return max(gaps.values()), len(gaps), budget.loss(found.metrics)
+
+    best = min(done, key=distance)
+    gaps = misses(best)
+    binding = max(gaps, key=lambda metric: gaps[metric])
+    limit = next(limit for limit in budget.limits if limit.metric == binding)
+    value, state = best.metrics[binding], verdicts[best.id][binding]
+    return Miss(best, binding, f"{limit.text(original.metrics)}, the nearest has {value:.4g} ({state})")
+
+
+def require(choice: Choice) -> Candidate:
+    """The chosen candidate. Raises `Infeasible` with the nearest miss where there is none."""
+    if choice.chosen is not None:
+        return choice.chosen
+    assert choice.nearest is not None
+    raise Infeasible(
+        f"no candidate holds every limit. The nearest is {choice.nearest.candidate.name!r}; what binds: "
+        f"{choice.nearest.text}. Relax that limit, allow more candidates, or give more test users"
+    )

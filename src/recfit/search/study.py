@@ -1,0 +1,125 @@
+"""The study: an append-only ledger of candidates. Nothing is lost by an interrupt; a rerun skips what it knows."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recfit.measure import Samples
+from recfit.search.budget import Measured
+from recfit.types import ConfigError
+
+LEDGER = "study.jsonl"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One recipe and what became of it.
+
+    `status`: `done` (measured in full), `screened out` (a gate found a broken limit; `stage` names it) or `failed`.
+    `seconds` is the time it took by stage.
+    """
+
+    id: str
+    name: str
+    recipe: list[dict[str, Any]]
+    status: str
+    stage: str = ""
+    reason: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def families(self) -> list[str]:
+        return list(dict.fromkeys(step["family"] for step in self.recipe))
+
+
+class Study:
+    """A directory with the ledger and everything the candidates left: bundles, per-user quality, trained models."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+        self._ledger = directory / LEDGER
+        self.facts: dict[str, Any] = {}
+        self.candidates: dict[str, Candidate] = {}
+        for row in self._read():
+            self._take(row)
+
+    def begin(self, facts: Mapping[str, Any], identity: str) -> None:
+        """Start, or go on with, the study of `identity` (a digest of data, split, original and training settings)."""
+        known = self.facts.get("identity")
+        if known not in (None, identity):
+            raise ConfigError(
+                f"{self.directory} holds the study of another original, data set or split (its identity is {known}, "
+                f"this run's is {identity}); set [search] directory to a new folder or delete that one"
+            )
+        if known is None:
+            self._append({"row": "study", "identity": identity, **facts})
+
+    def add(self, candidate: Candidate, users: Mapping[str, Samples] | None = None) -> None:
+        """Record a finished candidate; its per-user values are on disk before its row is."""
+        if users is not None:
+            path = self._users_path(candidate.id)
+            path.parent.mkdir(exist_ok=True)
+            draft = path.with_suffix(".draft.npz")
+            np.savez(draft, allow_pickle=False, **{name: values.astype(np.float32) for name, values in users.items()})
+            draft.replace(path)
+        self._append({"row": "candidate", **asdict(candidate)})
+
+    def note(self, **facts: Any) -> None:
+        """Add facts about the whole study."""
+        self._append({"row": "study", **facts})
+
+    def measured(self, candidate: Candidate) -> Measured:
+        """The candidate's numbers with its per-user values (none where it fell before its quality was measured)."""
+        path = self._users_path(candidate.id)
+        users: dict[str, Samples] = {}
+        if candidate.status == "done" and path.exists():
+            with np.load(path) as stored:
+                users = {name: stored[name].astype(np.float64) for name in stored.files}
+        return Measured(candidate.metrics, candidate.intervals, users)
+
+    def done(self) -> list[Candidate]:
+        """The candidates that were measured in full, in the order they were."""
+        return [candidate for candidate in self.candidates.values() if candidate.status == "done"]
+
+    def path(self, *parts: str) -> Path:
+        return self.directory.joinpath(*parts)
+
+    def _users_path(self, id: str) -> Path:
+        return self.path("quality", f"{id}.npz")
+
+    def _append(self, row: dict[str, Any]) -> None:
+        with self._ledger.open("a") as file:
+            file.write(json.dumps(row, sort_keys=True) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self._take(row)
+
+    def _take(self, row: dict[str, Any]) -> None:
+        kind = row.pop("row")
+        if kind == "study":
+            self.facts |= row
+        else:
+            candidate = Candidate(**row)
+            self.candidates[candidate.id] = candidate
+
+    def _read(self) -> Iterator[dict[str, Any]]:
+        """The complete rows; a last line that a crash cut short is dropped from the file."""
+        if not self._ledger.exists():
+            return
+        data = self._ledger.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        if len(whole) < len(data):
+            self._ledger.write_bytes(whole)
+        for line in whole.splitlines():
+            yield json.loads(line)

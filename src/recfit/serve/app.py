@@ -1,0 +1,146 @@
+"""The HTTP app of one bundle: the hot route as bare ASGI, everything else through Starlette.
+
+The engine runs on the event loop, unless a pool of threads is asked for. Handing a request to a thread and back costs
+0.1 ms. Measured with wrk on two shared cores, HTTP included, an engine of 0.1 ms that releases the interpreter lock:
+with one client p99 is 0.7 ms on the loop and 1.3 ms in a pool; with 16 clients 5.0 ms on the loop, 4.9 ms in a pool of
+one and 5.6 ms in a pool of two (medians of five runs). For a fast engine the loop is the better place.
+An engine of 2 ms with 16 clients: p99 of 62 to 108 ms on the loop, 23 ms in a pool of two. From about a millisecond on,
+use as many threads as there are cores: calls then overlap, and `/healthz` does not wait for them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from recfit.serve import openapi
+from recfit.serve.metrics import CONTENT_TYPE, Metrics
+from recfit.serve.recommend import Ask, Recommend, Recommender
+from recfit.serve.schema import Health, HttpError, describe, encode
+from recfit.types import Recommendation, Request
+
+log = logging.getLogger("recfit.serve")
+
+READY_TIMEOUT_S = 1.0
+Endpoint = Callable[[HttpRequest], Awaitable[Response]]
+
+
+def make_app(engine: Recommender, *, threads: int = 0, draining: Event | None = None) -> ASGIApp:
+    """The app that answers from `engine`, on the event loop or in a pool of `threads`.
+
+    Once `draining` is set `/readyz` answers 503 and recommendations ask their clients to connect anew.
+    Raises whatever the engine raises at its first recommendations: an engine that can't answer is not served.
+    """
+    draining = draining or Event()
+    metrics = Metrics(engine.manifest)
+    ask = in_pool(engine, threads) if threads else on_loop(engine)
+    recommend = Recommend(engine, ask, metrics, draining)
+    cold = Starlette(
+        routes=[
+            Route("/v1/recommend", recommend, methods=["POST"]),
+            Route("/v1/bundle", fixed(describe(engine.manifest))),
+            Route("/healthz", fixed(encode(Health("ok")))),
+            Route("/readyz", readiness(ask, canary(engine), draining)),
+            Route("/metrics", exposition(metrics)),
+            Route("/openapi.json", fixed(openapi.document())),
+        ],
+        exception_handlers={HTTPException: refuse, Exception: fail},
+    )
+    cold.router.redirect_slashes = False
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        hot = scope["type"] == "http" and scope["path"] == "/v1/recommend" and scope["method"] == "POST"
+        await (recommend if hot else cold)(scope, receive, send)
+
+    return app
+
+
+def on_loop(engine: Recommender) -> Ask:
+    """Run the engine where the request is read."""
+
+    async def ask(request: Request, k: int) -> Recommendation:
+        return engine.recommend([request], k)[0]
+
+    return ask
+
+
+def in_pool(engine: Recommender, threads: int) -> Ask:
+    """Run the engine in `threads` threads, so that the loop stays free and calls overlap."""
+    pool = ThreadPoolExecutor(threads, "recfit-engine")
+
+    async def ask(request: Request, k: int) -> Recommendation:
+        loop = asyncio.get_running_loop()
+        return (await loop.run_in_executor(pool, engine.recommend, [request], k))[0]
+
+    return ask
+
+
+def canary(engine: Recommender) -> Request:
+    """A request that needs the model: its history is the answer to an empty one."""
+    return Request(history=engine.recommend([Request(history=())], 5)[0].items)
+
+
+def readiness(ask: Ask, probe: Request, draining: Event) -> Endpoint:
+    """Ready means: a recommendation was made just now, by the way that every request takes."""
+
+    async def endpoint(_: HttpRequest) -> Response:
+        if draining.is_set():
+            return as_response(HttpError(503, "draining", "the server is about to stop; send requests to another one"))
+        try:
+            async with asyncio.timeout(READY_TIMEOUT_S):
+                await ask(probe, 10)
+        except Exception:
+            log.exception("the canary recommendation failed")
+            return as_response(
+                HttpError(503, "not_ready", "the canary recommendation failed; the server's log says why")
+            )
+        return Response(encode(Health("ready")), media_type="application/json")
+
+    return endpoint
+
+
+def fixed(body: bytes) -> Endpoint:
+    """JSON that never changes."""
+
+    async def endpoint(_: HttpRequest) -> Response:
+        return Response(body, media_type="application/json")
+
+    return endpoint
+
+
+def exposition(metrics: Metrics) -> Endpoint:
+    async def endpoint(_: HttpRequest) -> Response:
+        return Response(metrics.text(), media_type=CONTENT_TYPE)
+
+    return endpoint
+
+
+async def refuse(request: HttpRequest, error: Exception) -> Response:
+    """Starlette's own refusals (404, 405) in the shape of every other error."""
+    assert isinstance(error, HTTPException)
+    method, path = request.method, request.url.path[:100]
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        refused = HttpError(405, "method_not_allowed", f"{method} is not allowed on {path}; use {allowed}")
+    else:
+        refused = HttpError(error.status_code, "not_found", f"there is no route {path}; /openapi.json lists the routes")
+    return as_response(refused, error.headers)
+
+
+async def fail(_: HttpRequest, __: Exception) -> Response:
+    """Starlette raises the exception again once this is sent, and the server logs it."""
+    return as_response(HttpError(500, "internal", "the server failed; its log has the reason"))
+
+
+def as_response(refused: HttpError, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(refused.body, refused.status, headers, "application/json")

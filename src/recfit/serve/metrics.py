@@ -1,0 +1,56 @@
+"""What the server counts, for Prometheus. No label holds a user, an item or anything else a client sends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    ProcessCollector,
+    generate_latest,
+)
+
+BUCKETS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.25)
+"""Seconds. Dense where the budgets of recommenders lie, 1 to 20 ms."""
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Metrics:
+    """The counters of one app, in a registry of their own."""
+
+    def __init__(self, manifest: Mapping[str, Any]) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        bundle = Info("recfit_bundle", "The bundle that answers", registry=self.registry)
+        bundle.info({"name": manifest["name"], "id": manifest["bundle_id"], "recipe": manifest["recipe"]["id"]})
+        self.in_flight = Gauge("recfit_requests_in_flight", "Requests being answered now", registry=self.registry)
+        self._requests = Counter(
+            "recfit_requests", "Answered by source and HTTP status", ("source", "status"), registry=self.registry
+        )
+        self._seconds = Histogram(
+            "recfit_request_seconds",
+            "From the request's head read to its answer written, by source",
+            ("source",),
+            buckets=BUCKETS,
+            registry=self.registry,
+        )
+        self._children: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
+
+    def count(self, source: str, status: int, seconds: float) -> None:
+        """One request answered; `source` is `none` where no recommendation was made."""
+        child = self._children.get((source, status))
+        if child is None:
+            child = self._requests.labels(source, str(status)), self._seconds.labels(source)
+            self._children[source, status] = child
+        child[0].inc()
+        child[1].observe(seconds)
+
+    def text(self) -> bytes:
+        """The text exposition format, version 0.0.4."""
+        return generate_latest(self.registry)

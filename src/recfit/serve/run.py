@@ -1,0 +1,104 @@
+"""One bundle on one port, until SIGTERM: bind, warm up, say so, answer, drain."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import time
+from pathlib import Path
+from threading import Event
+from types import FrameType
+
+import uvicorn
+
+from recfit.engine import open_bundle
+from recfit.serve.app import make_app
+from recfit.serve.recommend import Recommender
+from recfit.types import ConfigError
+
+KEEP_ALIVE_S = 75
+"""Longer than the idle time of common load balancers (60 s), so that it is never the server that hangs up first."""
+GRACE_S = 30
+"""What requests in flight get to finish."""
+
+
+def run(
+    bundle: str | Path, host: str = "127.0.0.1", port: int = 8000, *, threads: int = 0, drain_s: float = 1.0
+) -> None:
+    """Serve the bundle in this directory; returns after SIGTERM or SIGINT. Port 0 is any free one.
+
+    Raises `BundleError` and `ConfigError`.
+    """
+    with bind(host, port) as listener:
+        engine = open_bundle(bundle)
+        engine.warm_up()
+        serve(engine, listener, threads=threads, drain_s=drain_s)
+
+
+def serve(engine: Recommender, listener: socket.socket, *, threads: int = 0, drain_s: float = 1.0) -> None:
+    """Answer from an open, warm engine at a bound socket.
+
+    SIGTERM turns `/readyz` to 503 at once; `drain_s` seconds later, when load balancers have seen it, the server
+    stops accepting, finishes what is in flight and returns. SIGINT, or a second SIGTERM, skips the wait; one more
+    leaves what is in flight.
+    """
+    if threads < 0 or drain_s < 0:
+        raise ConfigError(f"threads={threads} and drain_s={drain_s} must not be negative; threads=0 is the event loop")
+    draining = Event()
+    config = uvicorn.Config(
+        make_app(engine, threads=threads, draining=draining),
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=GRACE_S,
+    )
+    greeting = f"serving {engine.manifest['name']} at {url(listener)}"
+    Server(config, greeting, draining, drain_s).run([listener])
+
+
+def url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that owns the port and does not listen yet, so that nobody waits on a server that is loading."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise ConfigError(
+            f"can't listen on {host} port {port}: {error}; choose another with --host or --port"
+        ) from None
+    return listener
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which on SIGTERM would close idle keep-alive connections at once; this one drains first."""
+
+    def __init__(self, config: uvicorn.Config, greeting: str, draining: Event, drain_s: float) -> None:
+        super().__init__(config)
+        self.greeting, self.draining, self.drain_s = greeting, draining, drain_s
+        self.exit_at = float("inf")
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        print(self.greeting, flush=True)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        self.force_exit = now >= self.exit_at
+        hurry = sig == signal.SIGINT or self.draining.is_set()
+        self.exit_at = now if hurry else now + self.drain_s
+        self.draining.set()
+
+    async def on_tick(self, counter: int) -> bool:
+        return await super().on_tick(counter) or time.monotonic() >= self.exit_at

@@ -1,0 +1,44 @@
+"""What the techniques that remove units share."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Protocol
+
+from recfit.models import Model
+from recfit.pipeline import Pipeline
+from recfit.techniques import Context
+from recfit.training import Distill
+from recfit.types import Unsupported
+
+
+class FineTuning(Protocol):
+    """Settings of the repair after units were removed."""
+
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def data_fraction(self) -> float: ...
+    @property
+    def learning_rate(self) -> float: ...
+
+
+def size_of(model: Model, axis: str) -> int:
+    """How many units `axis` has; a model without it refuses."""
+    axes = model.axes()
+    if axis not in axes:
+        raise Unsupported(f"{model.kind} has no axis {axis!r}; it has: {', '.join(axes) or 'none'}")
+    return axes[axis]
+
+
+def fine_tuned(pipeline: Pipeline, model: Model, context: Context, settings: FineTuning) -> Pipeline:
+    """`pipeline` with the shrunk `model`, fine-tuned for `settings.epochs` (0 leaves it as it was cut)."""
+    if settings.epochs > 0:
+        context.train(
+            model,
+            distill=Distill(context.original.main.model),
+            epochs=settings.epochs,
+            data_fraction=settings.data_fraction,
+            learning_rate=settings.learning_rate,
+        )
+    return pipeline.with_main(replace(pipeline.main, model=model))

@@ -1,0 +1,200 @@
+"""The one training loop: any model, any teacher, one progress bar, best validation weights kept, resumable.
+
+A training is a function of its seed: every epoch draws its numbers from the seed and its own index, so that one that
+was interrupted and continued ends with the same weights, bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from tqdm import tqdm
+
+from recfit import models
+from recfit.models import Causal, Model, Solved, as_module
+from recfit.training import checkpoint as checkpoints
+from recfit.training.batches import Batch, Sequences, crops, examples
+from recfit.training.checkpoint import Progress
+from recfit.training.evaluation import Evaluation, evaluate
+from recfit.training.settings import Distill, Epoch, Fit, Trained
+from recfit.training.steps import Step, check_trainable, longest_window
+from recfit.types import DataError, IntArray, Queries, Split
+
+__all__ = ["Distill", "Epoch", "Fit", "Trained", "evaluate", "train"]
+
+VALIDATION_QUERIES = 2000
+MAX_NORM = 5.0
+
+
+def train(
+    model: Model,
+    split: Split,
+    settings: Fit,
+    *,
+    teacher: Distill | None = None,
+    checkpoint: Path | None = None,
+    progress: bool = True,
+) -> Trained:
+    """Train `model` in place on `split.train` and leave it with the weights of its best epoch, in evaluation mode.
+
+    The best epoch is that of the highest NDCG@10 on (2,000 random queries of) `split.validation`. `checkpoint` names a
+    file that is written after every epoch and continued from where it exists.
+    """
+    start = time.monotonic()
+    with _quiet(settings):
+        if isinstance(model, Solved):
+            model.solve(split)
+            done = Progress((Epoch(0.0, _validation(model, split)(model)["ndcg@10"], time.monotonic() - start),), 0, {})
+        else:
+            done = _Loop(model, split, settings, teacher, checkpoint, progress).run()
+            as_module(model).load_state_dict(done.weights)
+    as_module(model).eval()
+    precision = "fp32" if settings.dtype() == torch.float32 else "bf16"
+    return Trained(done.epochs, done.best, done.epochs[done.best].ndcg, time.monotonic() - start, precision)
+
+
+class _Loop:
+    """The state of one training: what it runs on, and how far it is."""
+
+    def __init__(
+        self,
+        model: Model,
+        split: Split,
+        settings: Fit,
+        teacher: Distill | None,
+        checkpoint: Path | None,
+        progress: bool,
+    ) -> None:
+        check_trainable(model)
+        self.model, self.module, self.settings, self.checkpoint = model, as_module(model), settings, checkpoint
+        self.sequences = Sequences.of(split.train)
+        self.users = self.sequences.chosen(settings.data_fraction, settings.seed)
+        if not len(self.users):
+            raise DataError("no user has two events to learn from; give longer histories")
+        self.validation = _validation(model, split)
+        self.step = Step(model, settings.loss_for(model), settings.negatives, settings.dtype(), teacher)
+        self.length = longest_window(model, teacher)
+        self.optimizer = _optimizer(self.module, settings)
+        self.plan = _plan(model, settings, teacher)
+        self.bar = tqdm(disable=not progress, desc=model.kind, unit="batch", dynamic_ncols=True)
+        if teacher is not None:
+            as_module(teacher.teacher).eval()
+
+    def run(self) -> Progress:
+        done = self._resumed() or Progress((), 0, {})
+        earlier = done.epochs[-1].seconds if done.epochs else 0.0
+        start = time.monotonic() - earlier
+        with self.bar:
+            while not self._finished(done):
+                loss = self._epoch(len(done.epochs), done)
+                ndcg = self.validation(self.model)["ndcg@10"]
+                done = self._extended(done, Epoch(loss, ndcg, time.monotonic() - start))
+                if self.checkpoint is not None:
+                    checkpoints.write(self.checkpoint, self.plan, self.module, self.optimizer, done)
+        return done
+
+    def _resumed(self) -> Progress | None:
+        if self.checkpoint is None:
+            return None
+        return checkpoints.read(self.checkpoint, self.plan, self.module, self.optimizer)
+
+    def _finished(self, done: Progress) -> bool:
+        epochs, limit = len(done.epochs), self.settings
+        spent = done.epochs[-1].seconds / 60 if done.epochs else 0.0
+        late = limit.max_minutes > 0 and spent >= limit.max_minutes
+        return epochs >= limit.epochs or epochs - done.best > limit.patience or (late and epochs > 0)
+
+    def _extended(self, done: Progress, epoch: Epoch) -> Progress:
+        epochs = (*done.epochs, epoch)
+        if done.epochs and epoch.ndcg <= done.epochs[done.best].ndcg:
+            return replace(done, epochs=epochs)
+        weights = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
+        return Progress(epochs, len(done.epochs), weights)
+
+    def _epoch(self, epoch: int, done: Progress) -> float:
+        """One pass over the data; the mean loss."""
+        torch.manual_seed(self.settings.seed * 1_000_003 + epoch)
+        self.module.train()
+        batches = list(self._batches(epoch))
+        self.bar.total = len(batches) * self.settings.epochs
+        self.bar.update(len(batches) * epoch - self.bar.n)
+        shown = f"{done.epochs[-1].ndcg:.4f} (best {done.epochs[done.best].ndcg:.4f})" if done.epochs else "-"
+        total = 0.0
+        for index, batch in enumerate(batches):
+            loss = self._descend(batch, epoch * len(batches) + index, len(batches))
+            total += loss
+            self.bar.update()
+            self.bar.set_postfix_str(f"epoch {epoch + 1}, loss {loss:.3f}, ndcg@10 {shown}", refresh=False)
+        return total / len(batches)
+
+    def _batches(self, epoch: int) -> Iterator[Batch]:
+        generator = torch.Generator().manual_seed(self.settings.seed * 7_368_787 + epoch)
+        make = crops if isinstance(self.model, Causal) else examples
+        return make(self.sequences, self.users, self.length, self.settings.batch_size, generator)
+
+    def _descend(self, batch: Batch, step: int, steps: int) -> float:
+        rate = self.settings.learning_rate * _schedule(step, self.settings.warmup, steps * self.settings.epochs)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        loss = self.step(batch)
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.module.parameters(), MAX_NORM)
+        self.optimizer.step()
+        return loss.item()
+
+
+def _schedule(step: int, warmup: int, steps: int) -> float:
+    """The share of the full learning rate at `step`: a linear rise, then a cosine to 0."""
+    return min(1.0, (step + 1) / (warmup + 1)) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, steps))))
+
+
+def _optimizer(module: nn.Module, settings: Fit) -> Optimizer:
+    """AdamW; vectors and scalars (biases, scales) don't decay."""
+    weights = [weight for weight in module.parameters() if weight.requires_grad]
+    groups: list[dict[str, list[Tensor] | float]] = [
+        {"params": [w for w in weights if w.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [w for w in weights if w.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return AdamW([group for group in groups if group["params"]], lr=settings.learning_rate, betas=(0.9, 0.98))
+
+
+def _validation(model: Model, split: Split) -> Evaluation:
+    return Evaluation(model, _sampled(split.validation, VALIDATION_QUERIES))
+
+
+def _sampled(queries: Queries, limit: int) -> Queries:
+    if len(queries) <= limit:
+        return queries
+    order = torch.randperm(len(queries), generator=torch.Generator().manual_seed(0))
+    rows: IntArray = order[:limit].sort().values.numpy()
+    return queries.take(rows)
+
+
+def _plan(model: Model, settings: Fit, teacher: Distill | None) -> str:
+    """What a checkpoint must agree with to be continued: all settings, and what the training starts from."""
+    taught = None
+    if teacher is not None:
+        taught = [models.fingerprint(teacher.teacher), teacher.alpha, teacher.beta, teacher.temperature]
+    return json.dumps([models.fingerprint(model), asdict(settings), taught])
+
+
+@contextmanager
+def _quiet(settings: Fit) -> Iterator[None]:
+    """torch's random state and number of threads, put back afterwards."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(settings.threads or threads)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,116 @@
+"""Training examples as tensors: windows of user sequences, drawn anew in every epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from recfit.models import Catalogue, Model
+from recfit.types import Interactions
+
+BUCKET = 16  # batches whose windows are sorted by length together, so that a batch has little padding
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`user` int64 [B] (row + 1); `window` tokens [B, L + 1], left-padded: the last one is what followed the others."""
+
+    user: Tensor
+    window: Tensor
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    @property
+    def history(self) -> Tensor:
+        return self.window[:, :-1]
+
+    @property
+    def target(self) -> Tensor:
+        return self.window[:, -1]
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Every user's tokens, oldest first: those of user u are `tokens[start[u]:stop[u]]`."""
+
+    tokens: Tensor
+    start: Tensor
+    stop: Tensor
+
+    @classmethod
+    def of(cls, events: Interactions) -> Sequences:
+        histories = events.histories()
+        bounds = torch.from_numpy(histories.indptr)
+        return cls(torch.from_numpy(histories.values).long() + 1, bounds[:-1], bounds[1:])
+
+    def windows(self, users: Tensor, ends: Tensor, length: int) -> Tensor:
+        """Up to `length` tokens before position `ends` of each user, left-padded, [B, length]."""
+        places = ends[:, None] + torch.arange(-length, 0)
+        return torch.where(places >= self.start[users][:, None], self.tokens[places.clamp(min=0)], 0)
+
+    def chosen(self, fraction: float, seed: int) -> Tensor:
+        """Users with at least two events, or a random `fraction` of them."""
+        users = torch.nonzero(self.stop - self.start >= 2)[:, 0]
+        if fraction == 1.0:
+            return users
+        order = torch.randperm(len(users), generator=torch.Generator().manual_seed(seed))
+        return users[order[: max(1, round(fraction * len(users)))]].sort().values
+
+
+def crops(sequences: Sequences, users: Tensor, length: int, size: int, generator: torch.Generator) -> Iterator[Batch]:
+    """One window of each user at a random place, for models that answer after every prefix: B x (L + 1) tokens."""
+    order = users[torch.randperm(len(users), generator=generator)]
+    lengths = (sequences.stop - sequences.start)[order].clamp(max=length + 1)
+    parts = [part[lengths[part].argsort()] for part in _chunks(torch.arange(len(order)), size * BUCKET)]
+    batches = [batch for part in parts for batch in _chunks(part, size)]
+    for index in torch.randperm(len(batches), generator=generator).tolist():
+        rows, sizes = order[batches[index]], lengths[batches[index]]
+        slack = sequences.stop[rows] - sequences.start[rows] - sizes
+        shift = (torch.rand(len(rows), generator=generator, dtype=torch.float64) * (slack + 1)).long()
+        yield Batch(rows + 1, sequences.windows(rows, sequences.stop[rows] - shift, int(sizes.max())))
+
+
+def examples(
+    sequences: Sequences, users: Tensor, length: int, size: int, generator: torch.Generator
+) -> Iterator[Batch]:
+    """Every event of each user once, with up to `length` events before it: B x (length + 1) tokens."""
+    counts = (sequences.stop - sequences.start)[users]
+    owner = users.repeat_interleave(counts)
+    within = torch.arange(len(owner)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    ends = sequences.start[owner] + within + 1
+    if length:  # a first event has no history to be told from
+        owner, ends = owner[within > 0], ends[within > 0]
+    for part in _chunks(torch.randperm(len(owner), generator=generator), size):
+        yield Batch(owner[part] + 1, sequences.windows(owner[part], ends[part], length + 1))
+
+
+def _chunks(rows: Tensor, size: int) -> list[Tensor]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def inputs_for(model: Model, user: Tensor, history: Tensor) -> dict[str, Tensor]:
+    """What `model` reads of these requests: user rows + 1 [B], tokens [B, L]."""
+    given = {
+        "user": lambda: user,
+        "history": lambda: _newest(history, model),
+        "user_features": lambda: _codes(model, user),
+    }
+    return {name: given[name]() for name in model.inputs}
+
+
+def _newest(history: Tensor, model: Model) -> Tensor:
+    if not history.shape[1]:
+        return torch.zeros(len(history), 1, dtype=torch.long)
+    return history[:, -model.max_history :]
+
+
+def _codes(model: Model, user: Tensor) -> Tensor:
+    """The users' feature codes [B, F]; zeros for the unknown user."""
+    catalogue: Catalogue = model.catalogue
+    assert catalogue.user_features is not None, "a model that reads user features was built from them"
+    codes = torch.from_numpy(catalogue.user_features.codes).long()
+    return codes[(user - 1).clamp(min=0)] * (user > 0)[:, None]

@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import json
+import re
+import threading
+from typing import Any
+
+import pytest
+from fake_engine import FakeEngine
+from prometheus_client.parser import text_string_to_metric_families
+
+from recfit.serve import app as app_module
+from recfit.serve.app import make_app
+from recfit.serve.metrics import BUCKETS
+from recfit.types import Recommendation, Request
+
+PATH = "/v1/recommend"
+
+
+def test_healthz_says_that_the_process_is_alive(call) -> None:
+    answer = call(make_app(FakeEngine()), "GET", "/healthz")
+    assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+
+
+@pytest.mark.parametrize("threads", [0, 1])
+def test_readyz_asks_the_engine_what_needs_the_model(call, threads: int) -> None:
+    asked: list[Request] = []
+    app = make_app(FakeEngine(asked.append), threads=threads)
+    asked.clear()
+    answer = call(app, "GET", "/readyz")
+    assert (answer.status_code, answer.json()) == (200, {"status": "ready"})
+    assert asked == [Request(None, ("i0", "i1", "i2", "i3", "i4"))]
+
+
+@pytest.mark.parametrize("threads", [0, 1])
+def test_readyz_is_503_while_the_engine_fails_and_200_once_it_recovers(call, caplog, threads: int) -> None:
+    broken = threading.Event()
+
+    def during(request: Request) -> None:
+        if broken.is_set():
+            raise RuntimeError("the model is gone")
+
+    app = make_app(FakeEngine(during), threads=threads)
+    broken.set()
+    answer = call(app, "GET", "/readyz")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "not_ready")
+    assert "the model is gone" in caplog.text
+    assert call(app, "GET", "/healthz").status_code == 200
+    broken.clear()
+    assert call(app, "GET", "/readyz").status_code == 200
+
+
+def test_readyz_is_503_when_the_engine_hangs(call, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(app_module, "READY_TIMEOUT_S", 0.05)
+    hanging, release = threading.Event(), threading.Event()
+
+    def during(request: Request) -> None:
+        if hanging.is_set():
+            release.wait(10)
+
+    app = make_app(FakeEngine(during), threads=1)
+    hanging.set()
+    answer = call(app, "GET", "/readyz")
+    release.set()
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "not_ready")
+
+
+def test_an_engine_that_never_answers_well_is_not_served() -> None:
+    def during(request: Request) -> None:
+        raise RuntimeError("no model")
+
+    with pytest.raises(RuntimeError, match="no model"):
+        make_app(FakeEngine(during))
+
+
+def test_a_catalogue_of_one_item_is_ready(call) -> None:
+    class OneItem(FakeEngine):
+        def recommend(self, requests, k=10):
+            return [Recommendation(*((), ()) if r.history else (("i0",), (1.0,)), source="model") for r in requests]
+
+    assert call(make_app(OneItem()), "GET", "/readyz").status_code == 200
+
+
+def test_draining_flips_readyz_alone_and_sends_clients_away(call) -> None:
+    draining = threading.Event()
+    app = make_app(FakeEngine(), draining=draining)
+    assert "connection" not in call(app, "POST", PATH, json={"user_id": "u1"}).headers
+    draining.set()
+    ready = call(app, "GET", "/readyz")
+    assert (ready.status_code, ready.json()["error"]["code"]) == (503, "draining")
+    assert call(app, "GET", "/healthz").status_code == 200
+    answer = call(app, "POST", PATH, json={"user_id": "u1"})
+    assert (answer.status_code, answer.headers["connection"]) == (200, "close")
+
+
+def test_bundle_shows_recipe_and_promise(call) -> None:
+    assert call(make_app(FakeEngine()), "GET", "/v1/bundle").json() == {
+        "name": "toy",
+        "bundle": "b0c1",
+        "created": "2024-05-06T07:08:09+00:00",
+        "recipe": {"id": "r9", "steps": [{"name": "int8_rows"}]},
+        "catalogue": {"users": 2, "items": 50},
+        "promise": {"p99_ms": 1.5},
+    }
+
+
+def test_a_bundle_that_was_never_measured_has_no_promise(call) -> None:
+    engine = FakeEngine()
+    engine.manifest = {**engine.manifest, "promise": None}
+    assert call(make_app(engine), "GET", "/v1/bundle").json()["promise"] is None
+
+
+def samples(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    """Value by name and labels; fails on what is not in the exposition format."""
+    families = text_string_to_metric_families(text)
+    return {(s.name, tuple(sorted(s.labels.items()))): s.value for family in families for s in family.samples}
+
+
+def test_metrics_count_requests_by_source_and_status(call) -> None:
+    app = make_app(FakeEngine())
+    bodies: list[dict[str, Any]] = [
+        {"user_id": "u1"},
+        {"user_id": "u1"},
+        {"user_id": "secret"},
+        {"user_id": "u1", "k": 0},
+    ]
+    for body in bodies:
+        call(app, "POST", PATH, json=body)
+    answer = call(app, "GET", "/metrics")
+    assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    found = samples(answer.text)
+    requests = {labels: value for (name, labels), value in found.items() if name == "recfit_requests_total"}
+    assert requests == {
+        (("source", "model"), ("status", "200")): 2,
+        (("source", "fallback"), ("status", "200")): 1,
+        (("source", "none"), ("status", "422")): 1,
+    }
+    assert found["recfit_request_seconds_count", (("source", "model"),)] == 2
+    assert found["recfit_requests_in_flight", ()] == 0
+    assert found["recfit_bundle_info", (("id", "b0c1"), ("name", "toy"), ("recipe", "r9"))] == 1
+    assert found["process_resident_memory_bytes", ()] > 1e6
+    assert "secret" not in answer.text
+    assert "u1" not in answer.text
+
+
+def test_latency_buckets_are_half_a_millisecond_to_a_quarter_second(call) -> None:
+    app = make_app(FakeEngine())
+    call(app, "POST", PATH, json={"user_id": "u1"})
+    edges = re.findall(r'recfit_request_seconds_bucket\{le="([^"]+)"', call(app, "GET", "/metrics").text)
+    assert edges == [*map(str, BUCKETS), "+Inf"]
+    assert [edge * 1000 for edge in BUCKETS] == [0.5, 1, 2, 3, 5, 7.5, 10, 20, 50, 100, 250]
+
+
+def test_a_request_is_in_flight_while_the_engine_works(call) -> None:
+    seen: list[str] = []
+
+    def during(request: Request) -> None:
+        if request.user_id == "u1":
+            seen.append(call_metrics())
+
+    app = make_app(FakeEngine(during), threads=1)
+
+    def call_metrics() -> str:
+        return str(call(app, "GET", "/metrics").text)
+
+    call(app, "POST", PATH, json={"user_id": "u1"})
+    assert "recfit_requests_in_flight 1.0" in seen[0]
+    assert "recfit_requests_in_flight 0.0" in call_metrics()
+
+
+@pytest.fixture(scope="module")
+def document(call) -> dict[str, Any]:
+    answer = call(make_app(FakeEngine()), "GET", "/openapi.json")
+    assert answer.headers["content-type"] == "application/json"
+    return dict(answer.json())
+
+
+def operations(document: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    return [(method, path, op) for path, item in document["paths"].items() for method, op in item.items()]
+
+
+def test_openapi_has_what_version_3_1_requires(document) -> None:
+    assert re.fullmatch(r"3\.1\.\d+", document["openapi"])
+    assert {"title", "version"} <= document["info"].keys()
+    names = [operation["operationId"] for _, _, operation in operations(document)]
+    assert len(names) == len(set(names))
+    for _, path, operation in operations(document):
+        assert path.startswith("/")
+        assert all(re.fullmatch("[1-5][0-9]{2}", status) for status in operation["responses"])
+        assert all(response["description"] and response["content"] for response in operation["responses"].values())
+
+
+def test_openapi_references_resolve(document) -> None:
+    references = re.findall(r'"\$ref": "#/components/schemas/(\w+)"', json.dumps(document))
+    assert len(references) > 8
+    assert set(references) == document["components"]["schemas"].keys()
+
+
+def test_openapi_tells_every_route_and_only_routes(document, call) -> None:
+    app = make_app(FakeEngine())
+    for method, path, _ in operations(document):
+        assert call(app, method.upper(), path, json={"user_id": "u1"}).status_code == 200
+    paths = {"/v1/recommend", "/v1/bundle", "/healthz", "/readyz", "/metrics", "/openapi.json"}
+    assert document["paths"].keys() == paths
+
+
+def test_openapi_says_what_the_decoder_does(document) -> None:
+    schemas = document["components"]["schemas"]
+    asked = schemas["RecommendRequest"]
+    assert asked["properties"].keys() == {"user_id", "history", "k", "exclude"}
+    assert asked["additionalProperties"] is False
+    k = asked["properties"]["k"]
+    assert (k["type"], k["minimum"], k["maximum"], k["default"]) == ("integer", 1, 1000, 10)
+    answered = schemas["RecommendResponse"]
+    assert set(answered["required"]) == {"items", "bundle", "source", "request_id"}
+    assert answered["properties"]["source"]["enum"] == ["cache", "fallback", "model"]
+    assert document["paths"][PATH]["post"]["responses"].keys() == {"200", "400", "413", "422", "500"}
