@@ -81,7 +81,7 @@ def _budget(budget: Budget, base: Measured) -> dict[str, Any]:
         }
         for limit in budget.limits
     ]
-    return {"objective": budget.objective, "limits": limits}
+    return {"objective": budget.objective, "accept_undecided": budget.accept_undecided, "limits": limits}
 
 
 def _detectable(candidates: list[dict[str, Any]], metric: str) -> float | None:
@@ -96,7 +96,7 @@ def _detectable(candidates: list[dict[str, Any]], metric: str) -> float | None:
 
 
 def _original(found: Candidate, label: str) -> dict[str, Any]:
-    return {"label": label, "metrics": dict(found.metrics), "intervals": dict(found.intervals)}
+    return {"id": found.id, "label": label, "metrics": dict(found.metrics), "intervals": dict(found.intervals)}
 
 
 def _is_baseline(found: Candidate) -> bool:
@@ -119,7 +119,7 @@ def _final(study: Study, choice: Choice) -> dict[str, Any] | None:
 
 
 def _strategies(study: Study, budget: Budget, choice: Choice) -> list[dict[str, str]]:
-    """The original, the best single technique of every family by the objective among those that keep most quality, the choice."""
+    """The original, the best single technique of every family (among those that hold the budget, if any), the choice."""
     base = study.candidates[study.facts["original"]]
     singles: dict[str, list[Candidate]] = defaultdict(list)
     for found in study.done():

@@ -87,7 +87,7 @@ function gainWords(metric, value, reference) {
 function formatGain(metric, value, reference) {
   return gainWords(metric, value, reference)
     .join(" ")
-    .replace(/ (than|against)$/, "");
+    .replace(/ (than|against|of)$/, "");
 }
 
 function formatPercent(share) {
