@@ -38,10 +38,11 @@ class Cache:
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened, verified bundle. Arrays are read-only memory maps."""
+    """An opened, verified bundle; `stages` has `retrieve`, and `rank` where there are two. Arrays are read-only maps."""
 
     directory: Path
     manifest: Mapping[str, Any]
+    stages: Mapping[str, StageSpec]
     user_ids: tuple[str, ...]
     item_ids: tuple[str, ...]
     titles: tuple[str, ...] | None
@@ -68,23 +69,22 @@ class Bundle:
         """How many items the first stage hands to the second."""
         return int(self.manifest["pipeline"]["candidates"])
 
-    def stage(self, name: str) -> StageSpec | None:
-        """The stage `retrieve` or `rank`; None where the pipeline has no second stage."""
-        stored = self.manifest["pipeline"][name]
-        return None if stored is None else StageSpec(**{**stored, "inputs": tuple(stored["inputs"])})
-
 
 def seal(directory: Path, manifest: Mapping[str, Any]) -> None:
     """Write the manifest with the size and sha256 of every file below `directory`; the last step of an export."""
     files = {
         path.relative_to(directory).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
         for path in sorted(directory.rglob("*"))
-        if path.is_file() and path.name != MANIFEST
+        if path.is_file() and path != directory / MANIFEST
     }
+    sealed = {**manifest, "format": FORMAT, "files": files}
+    _write_json(directory / MANIFEST, {**sealed, "bundle_id": _digest(sealed)})
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    """The id: of everything but when the bundle was made and what was measured since."""
     content = {key: value for key, value in manifest.items() if key not in ("created", "promise", "bundle_id")}
-    digest = hashlib.sha256(json.dumps({**content, "files": files}, sort_keys=True).encode()).hexdigest()
-    sealed = {**manifest, "format": FORMAT, "bundle_id": digest[:16], "files": files}
-    _write_json(directory / MANIFEST, sealed)
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def promise(directory: Path, measured: Mapping[str, Any]) -> None:
@@ -98,10 +98,10 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     if not path.is_file():
         raise BundleError(f"{directory} is not a bundle: it has no {MANIFEST}; export it again")
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text())
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise BundleError(f"{path} is not valid JSON ({error}); export the bundle again") from error
-    found = manifest.get("format")
+    found = manifest.get("format") if isinstance(manifest, dict) else None
     if found != FORMAT:
         step = "upgrade recfit" if isinstance(found, int) and found > FORMAT else "export the bundle again"
         raise BundleError(f"{path} has format {found!r}, this recfit reads format {FORMAT}; {step}")
@@ -109,10 +109,14 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 
 
 def verify(directory: Path) -> dict[str, Any]:
-    """The manifest, after every file's presence, size and sha256 were checked."""
+    """The manifest, after it and every file it lists were checked for a change. What it does not list is ignored."""
     manifest = read_manifest(directory)
+    if _digest(manifest) != manifest.get("bundle_id"):
+        raise BundleError(f"{directory / MANIFEST} was changed: its digest is not its bundle_id; export it again")
     for name, want in manifest["files"].items():
         path = directory / name
+        if ".." in Path(name).parts or not path.is_relative_to(directory):
+            raise BundleError(f"the manifest of {directory} lists {name!r}, which lies outside; export it again")
         if not path.is_file():
             raise BundleError(f"{path} is missing although the manifest lists it; export the bundle again")
         got = _sha256(path)
@@ -126,19 +130,19 @@ def verify(directory: Path) -> dict[str, Any]:
 def open_files(directory: Path | str) -> Bundle:
     """Verify a bundle and map its files. Use `recfit.open_bundle` for an engine that answers requests."""
     directory = Path(directory)
-    manifest = verify(directory)
     try:
-        return _open(directory, manifest)
-    except (OSError, KeyError, TypeError, ValueError) as error:
+        return _open(directory, verify(directory))
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{directory} does not hold what its manifest describes: {error}; export it again") from error
 
 
 def _open(directory: Path, manifest: dict[str, Any]) -> Bundle:
-    catalogue = json.loads((directory / "catalogue.json").read_text())
+    catalogue = json.loads((directory / "catalogue.json").read_text(encoding="utf-8"))
     titles = catalogue["titles"]
     return Bundle(
         directory=directory,
         manifest=manifest,
+        stages=_stages(manifest["pipeline"]),
         user_ids=tuple(catalogue["users"]),
         item_ids=tuple(catalogue["items"]),
         titles=None if titles is None else tuple(titles),
@@ -147,6 +151,11 @@ def _open(directory: Path, manifest: dict[str, Any]) -> Bundle:
         fallback=_map(directory / "fallback.npy"),
         cache=_cache(directory, manifest["pipeline"]["cache"]),
     )
+
+
+def _stages(stored: Mapping[str, Any]) -> dict[str, StageSpec]:
+    names = ("retrieve",) if stored["rank"] is None else ("retrieve", "rank")
+    return {name: StageSpec(**{**stored[name], "inputs": tuple(stored[name]["inputs"])}) for name in names}
 
 
 def _features(directory: Path, stored: Mapping[str, Any] | None) -> Features | None:
@@ -163,8 +172,12 @@ def _cache(directory: Path, stored: Mapping[str, Any] | None) -> Cache | None:
 
 
 def _map(path: Path) -> Any:
-    array = np.load(path, allow_pickle=False)
-    return np.load(path, mmap_mode="r", allow_pickle=False) if array.size else array
+    """The array as a read-only memory map; never a pickle."""
+    try:
+        # A plain array over the map: `np.memmap` itself makes every slice several times slower.
+        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+    except ValueError:  # an empty array cannot be mapped
+        return np.load(path, allow_pickle=False)
 
 
 def _sha256(path: Path) -> str:
@@ -175,5 +188,5 @@ def _sha256(path: Path) -> str:
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     """All or nothing: a reader never sees half a manifest."""
     draft = path.with_suffix(".draft")
-    draft.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False))
+    draft.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False), encoding="utf-8")
     draft.replace(path)

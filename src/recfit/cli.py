@@ -149,6 +149,11 @@ def _say(options: Any, value: Any, text: str) -> None:
     print(json.dumps(value, indent=1, default=str) if options.json else text)
 
 
+def _progress(options: Any) -> Callable[[str], None]:
+    """Where lines about long work go: not where JSON goes."""
+    return lambda text: print(text, file=sys.stderr if options.json else sys.stdout, flush=True)
+
+
 def init_command(options: Any) -> None:
     from recfit import starter
 
@@ -175,27 +180,24 @@ def describe_command(options: Any) -> None:
 
 
 def train_command(options: Any) -> None:
-    from recfit import flow
+    from recfit.search.original import train_original
 
-    found = flow.train_original(options.config, options.output)
+    found = train_original(options.config, options.output, _progress(options))
     _say(options, found, f"{options.output}: validation ndcg@10 {found['ndcg@10']:.4f} after {found['seconds']:.0f} s")
 
 
 def optimize_command(options: Any) -> None:
     from recfit import flow
 
-    def progress(text: str) -> None:
-        print(text, file=sys.stderr if options.json else sys.stdout, flush=True)
-
-    found = flow.optimize(options.config, progress)
-    text = f"chosen: {found.chosen.name}\n{found.summary['text']}\nbundle: {found.bundle}\nreport: {found.report}"
+    found = flow.optimize(options.config, _progress(options))
+    text = f"chosen: {found.chosen.name}\n{found.final['text']}\nbundle: {found.bundle}\nreport: {found.report}"
     answer = {
         "chosen": found.chosen.name,
         "id": found.chosen.id,
         "bundle": str(found.bundle),
         "report": str(found.report),
     }
-    _say(options, {**answer, "final": found.summary}, text)
+    _say(options, {**answer, "final": found.final}, text)
 
 
 def select_command(options: Any) -> None:

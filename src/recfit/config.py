@@ -14,6 +14,9 @@ from typing import Any
 
 from recfit.types import ConfigError
 
+# Below that, a p99 is the word of fewer than ten requests.
+MIN_REQUESTS = 1000
+
 
 @dataclass(frozen=True)
 class Data:
@@ -59,7 +62,11 @@ class Budget:
 
 @dataclass(frozen=True)
 class Search:
-    """Where the study lives and how much it may use; `techniques` restricts what is tried (all by default)."""
+    """Where the study lives and how much it may use; `techniques` restricts what is tried (all by default).
+
+    `threads` train, `serve_threads` answer; `requests` stand behind every percentile; `rate` (requests a second) adds
+    a run under that load.
+    """
 
     directory: str = "runs/study"
     techniques: tuple[str, ...] = ()
@@ -72,10 +79,19 @@ class Search:
     rate: float | None = None
     fit: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for name in ("max_candidates", "max_minutes", "memory_gb", "threads", "serve_threads"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"[search] {name} is {getattr(self, name)}; it must be above 0")
+        if self.requests < MIN_REQUESTS:
+            raise ConfigError(f"[search] requests is {self.requests}, too few for a p99; pass {MIN_REQUESTS} or more")
+        if self.rate is not None and self.rate <= 0:
+            raise ConfigError(f"[search] rate is {self.rate}; it is requests a second, above 0, or left out")
+
 
 @dataclass(frozen=True)
 class Serve:
-    """Where `recfit serve` listens."""
+    """Where `recfit serve recfit.toml` listens."""
 
     host: str = "127.0.0.1"
     port: int = 8000
@@ -114,7 +130,10 @@ def parse(content: Mapping[str, Any]) -> Settings:
 
 
 def _budget(table: Mapping[str, Any]) -> dict[str, Any]:
-    own = {item.name for item in dataclasses.fields(Budget)} - {"limits"}
+    own = [item.name for item in dataclasses.fields(Budget) if item.name != "limits"]
+    for key in table:
+        if key not in own and (near := difflib.get_close_matches(key, own, n=1)):
+            raise ConfigError(f"[budget] has no setting {key!r}; did you mean {near[0]!r}?")
     return {
         **{key: value for key, value in table.items() if key in own},
         "limits": {key: value for key, value in table.items() if key not in own},
@@ -122,16 +141,16 @@ def _budget(table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def anchored(settings: Settings, folder: Path) -> Settings:
-    """The settings with existing relative paths resolved against `folder`."""
+    """The settings with paths resolved against `folder`; a `source` without suffix that is not there is a known name."""
 
     def resolve(value: str | None) -> str | None:
-        if value is None or not (folder / value).exists():
-            return value
-        return str(folder / value)
+        return None if value is None else str(folder / value)
 
+    source = settings.data.source
+    named = not Path(source).suffix and not (folder / source).exists()
     data = dataclasses.replace(
         settings.data,
-        source=resolve(settings.data.source) or settings.data.source,
+        source=source if named else str(folder / source),
         user_features=resolve(settings.data.user_features),
         item_features=resolve(settings.data.item_features),
     )
@@ -142,34 +161,43 @@ def anchored(settings: Settings, folder: Path) -> Settings:
 
 def _table(cls: type, table: Any, where: str) -> Any:
     if not isinstance(table, Mapping):
-        raise ConfigError(f"{where} must be a table, it is {table!r}")
+        raise ConfigError(f"{where} is {table!r}, it must be a table")
     hints = typing.get_type_hints(cls)
     for key in table:
         if key not in hints:
             near = difflib.get_close_matches(key, hints, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"{where} has no setting {key!r}{hint} Allowed: {', '.join(hints)}")
+            raise ConfigError(f"{where} has no setting {key!r}{hint or ';'} allowed: {', '.join(hints)}")
     missing = [item.name for item in dataclasses.fields(cls) if _required(item) and item.name not in table]
     if missing:
         raise ConfigError(f"{where} needs {missing[0]!r}; see `recfit init` for a complete example")
-    return cls(**{key: _value(hints[key], value, f"{where} [{key}]") for key, value in table.items()})
+    return cls(**{key: _value(hints[key], value, where, key) for key, value in table.items()})
 
 
 def _required(item: dataclasses.Field[Any]) -> bool:
     return item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
 
 
-def _value(hint: Any, value: Any, where: str) -> Any:
+def _value(hint: Any, value: Any, where: str, key: str) -> Any:
+    """`value` as `hint` wants it: ints count as floats, lists as tuples; anything else must match."""
     if dataclasses.is_dataclass(hint):
-        return _table(typing.cast(type, hint), value, where)
-    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    for kind in allowed:
-        origin = typing.get_origin(kind) or kind
-        if origin is tuple and isinstance(value, list):
-            return tuple(value)
-        if origin is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
-        if isinstance(value, origin) and not (isinstance(value, bool) and origin is int):
-            return value
-    names = " or ".join(getattr(kind, "__name__", str(kind)) for kind in allowed if kind is not types.NoneType)
-    raise ConfigError(f"{where} is {value!r}, it must be {names}")
+        return _table(typing.cast(type, hint), value, f"[{key}]")
+    kind = typing.get_args(hint)[0] if isinstance(hint, types.UnionType) else hint  # `X | None`; TOML has no None
+    origin = typing.get_origin(kind) or kind
+    if origin is tuple and isinstance(value, list) and all(isinstance(part, str) for part in value):
+        return tuple(value)
+    if origin is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, origin) and not (isinstance(value, bool) and origin is int):
+        return value
+    raise ConfigError(f"{where} {key} is {value!r}, it must be {KINDS[origin]}")
+
+
+KINDS = {
+    str: "a text in quotes",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    tuple: "a list of texts",
+    Mapping: "a table",
+}

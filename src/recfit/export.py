@@ -23,13 +23,13 @@ from recfit.registry import find
 from recfit.runtimes import Batch, StageSpec
 from recfit.types import Features, IntArray, Ragged, Rows, Split
 
-FALLBACK_LENGTH = 1000
 OPSET = 17
 
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a bundle carries beside its models: id maps, titles, the histories of the snapshot, the popular items."""
+    """What a bundle carries beside its models: id maps, titles, the histories of the snapshot, and all items, the most
+    popular first."""
 
     user_ids: tuple[str, ...]
     item_ids: tuple[str, ...]
@@ -42,17 +42,28 @@ class Surroundings:
 def surroundings(split: Split, histories: Ragged) -> Surroundings:
     """What bundles of `split` carry, with `histories` as the users' known past."""
     counts = np.bincount(split.train.item, minlength=split.n_items)
-    popular = np.argsort(-counts, kind="stable")[:FALLBACK_LENGTH].astype(np.int32)
+    popular = np.argsort(-counts, kind="stable").astype(np.int32)
     train = split.train
     return Surroundings(train.user_ids, train.item_ids, train.titles, train.user_features, histories, popular)
 
 
 def export(pipeline: Pipeline, around: Surroundings, directory: Path, *, name: str, recipe: Mapping[str, Any]) -> Path:
-    """Write `pipeline` as a sealed bundle at `directory`, replacing what was there; returns `directory`."""
+    """Write `pipeline` as a sealed bundle at `directory`, in the place of a bundle that was there; returns `directory`.
+
+    It is written beside and moved there when it is whole. Raises `BundleError` rather than replace anything else.
+    """
+    if directory.exists() and any(directory.iterdir()) and not (directory / bundle.MANIFEST).is_file():
+        raise BundleError(f"{directory} holds files that are no bundle; give a new or empty directory")
+    draft = directory.with_name(f"{directory.name}.part")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    manifest = _write_parts(pipeline, around, draft)
+    _seal(pipeline, {"name": name, "recipe": recipe, **manifest}, draft)
     shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(parents=True)
-    stages = {key: asdict(_write_stage(stage, directory / key, pipeline)) for key, stage in pipeline.stages.items()}
-    _write_surroundings(around, directory)
+    return draft.rename(directory)
+
+
+def _write_parts(pipeline: Pipeline, around: Surroundings, directory: Path) -> dict[str, Any]:
     manifest = {
         "name": name,
         "recipe": recipe,

@@ -22,6 +22,6 @@ def find(room: str, name: str) -> ModuleType:
     """The module of `name` in `room`; an unknown name is answered with the nearest and the whole list."""
     if name not in names(room):
         near = difflib.get_close_matches(name, names(room), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"no {room[:-1]} named {name!r}{hint} There are: {', '.join(names(room))}")
+        hint = f"; did you mean {near[0]!r}?" if near else ";"
+        raise ConfigError(f"no {room[:-1]} named {name!r}{hint} there are: {', '.join(names(room))}")
     return importlib.import_module(f"recfit.{room}.{name}")

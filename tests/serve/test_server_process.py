@@ -50,7 +50,8 @@ def start() -> Iterator[Start]:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"},
+            cwd=HERE,  # so that it finds fake_engine
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         started.append(process)
         line = process.stdout.readline()
@@ -66,12 +67,12 @@ def start() -> Iterator[Start]:
 
 def finished(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     """Exit code, and what it printed since."""
-    out, err = process.communicate(timeout=10)
+    out, err = process.communicate(timeout=30)
     return process.returncode, out, err
 
 
 def test_sigterm_flips_readyz_first_answers_meanwhile_then_ends_with_0(start) -> None:
-    process, base = start(0, 0.6)
+    process, base = start(0, 30)
     failures: list[Exception] = []
     with httpx.Client(base_url=base) as client, httpx.Client(base_url=base) as other:
         assert client.get("/readyz").status_code == 200
@@ -91,6 +92,7 @@ def test_sigterm_flips_readyz_first_answers_meanwhile_then_ends_with_0(start) ->
         assert other.get("/healthz").status_code == 200
     assert (failures, statuses) == ([], {200})
     assert "close" in closing
+    process.send_signal(signal.SIGTERM)  # enough of draining
     assert finished(process) == (0, "returned\n", "")
     with pytest.raises(httpx.ConnectError):
         httpx.get(base + "/healthz")
@@ -111,13 +113,18 @@ def test_a_request_in_flight_is_answered_before_the_end(start, threads: int) -> 
     assert finished(process) == (0, "returned\n", "")
 
 
-@pytest.mark.parametrize("signals", [[signal.SIGINT], [signal.SIGTERM, signal.SIGTERM]])
-def test_sigint_and_a_second_sigterm_do_not_wait(start, signals: list[signal.Signals]) -> None:
+def test_sigint_does_not_wait(start) -> None:
     process, _ = start(0, 30)
-    for number in signals:
-        process.send_signal(number)
-        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
     assert finished(process)[0] == 0
+
+
+def test_the_drain_lasts_as_long_as_was_asked(start) -> None:
+    process, _ = start(0, 0.5)
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    assert finished(process)[0] == 0
+    assert 0.5 <= time.monotonic() - began < 20
 
 
 def test_a_body_too_large_is_answered_and_the_connection_stays_usable(start) -> None:

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from recfit import bundle as bundles
-from recfit.engine.topk import mask, top_k
+from recfit.engine.topk import first, mask, top_k
 from recfit.registry import find
-from recfit.runtimes import Batch, Scorer
-from recfit.types import FloatArray, IntArray, Recommendation, Request, Rows
+from recfit.runtimes import Batch, Scorer, StageSpec
+from recfit.types import BundleError, ConfigError, FloatArray, IntArray, Recommendation, Request, Rows
 
 _NONE = np.empty(0, np.int32)
+
+
+class Asked(NamedTuple):
+    """A request as rows: the user's (-1 unknown), the history, oldest first, and what must not be shown besides."""
+
+    user: int
+    history: Rows
+    excluded: Rows
 
 
 class Engine:
@@ -25,12 +34,12 @@ class Engine:
         self.bundle = bundle
         self._user_rows = {user: row for row, user in enumerate(bundle.user_ids)}
         self._item_rows = {item: row for row, item in enumerate(bundle.item_ids)}
-        retrieve = self._open("retrieve")
-        assert retrieve is not None
-        self._retrieve = retrieve
-        self._rank = self._open("rank")
-        self._user_based = self._needs_only_the_user()
-        self._opened = time.monotonic()
+        stages = bundle.stages
+        scorers = {name: _opened(bundle, name, spec) for name, spec in stages.items()}
+        self._retrieve, self._rank = scorers["retrieve"], scorers.get("rank")
+        self._reads_history = "history" in stages["retrieve"].inputs
+        self._codes = _feature_codes(bundle, stages)
+        self._cache_ends = 0.0 if bundle.cache is None else _created(bundle) + bundle.cache.ttl_seconds
 
     @property
     def manifest(self) -> Mapping[str, Any]:
@@ -50,101 +59,78 @@ class Engine:
         """Run the whole path a few times so that the first caller does not pay for it."""
         lengths = np.linspace(1, 50, rounds).astype(int)
         for length in lengths:
-            self.recommend([Request(history=tuple(self.bundle.item_ids[:length]))])
+            self.recommend([Request(history=self.bundle.item_ids[:length])])
 
     def recommend(self, requests: Sequence[Request], k: int = 10) -> list[Recommendation]:
-        """The `k` best unseen items for every request, best first; fewer where the catalogue has no more."""
-        answers: list[Recommendation | None] = [None] * len(requests)
-        users = [self._user_rows.get(r.user_id, -1) if r.user_id is not None else -1 for r in requests]
-        histories = [self._history(request, user) for request, user in zip(requests, users, strict=True)]
-        excluded = [self._rows(request.exclude) for request in requests]
-        scored: list[int] = []
-        for at, user in enumerate(users):
-            answers[at] = self._cached(user, histories[at], excluded[at], k)
-            if answers[at] is None and (len(histories[at]) == 0 and not (self._user_based and user >= 0)):
-                answers[at] = self._fallback(excluded[at], k)
-            if answers[at] is None:
-                scored.append(at)
-        if scored:
-            batch = self._batch([users[at] for at in scored], [histories[at] for at in scored])
-            found = self.top_k(batch, [excluded[at] for at in scored], k)
-            for at, (rows, scores) in zip(scored, found, strict=True):
-                answers[at] = self._answer(rows, scores, "model")
-        return [answer for answer in answers if answer is not None]
+        """The `k` >= 1 best unseen items for every request, best first; fewer where the catalogue has no more."""
+        if k < 1:
+            raise ConfigError(f"k = {k}; ask for at least 1 item")
+        asked = [self._asked(request) for request in requests]
+        ready = [self._cached(one, k) or self._fallback(one, k) for one in asked]
+        scored = iter(self._scored([one for one, answer in zip(asked, ready, strict=True) if answer is None], k))
+        return [answer or next(scored) for answer in ready]
 
-    def top_k(self, batch: Batch, excluded: Sequence[Rows], k: int) -> list[tuple[IntArray, FloatArray]]:
-        """Item rows and scores of the `k` best unseen, not excluded items for each request of `batch`."""
-        scores = self._retrieve.scores(batch)
-        if not scores.flags.writeable:
-            scores = scores.copy()
-        for row, (history, out) in enumerate(zip(batch.histories, excluded, strict=True)):
-            mask(scores[row], history, out)
-        if self._rank is None:
-            return [top_k(line, k) for line in scores]
-        return self._ranked(batch, scores, k)
-
-    def _ranked(self, batch: Batch, scores: FloatArray, k: int) -> list[tuple[IntArray, FloatArray]]:
-        assert self._rank is not None
-        width = min(max(self.bundle.candidates, k), self.bundle.n_items)
-        candidates = np.full((len(batch), width), -1, dtype=np.int64)
-        for row, line in enumerate(scores):
-            rows, _ = top_k(line, width)
-            candidates[row, : len(rows)] = rows
-        again = self._rank.rescore(batch, candidates).astype(np.float32, copy=True)
-        again[candidates < 0] = -np.inf
-        found = []
-        for line, items in zip(again, candidates, strict=True):
-            at, best = top_k(line, k)
-            found.append((items[at], best))
-        return found
-
-    def _open(self, name: str) -> Scorer | None:
-        spec = self.bundle.stage(name)
-        if spec is None:
-            return None
-        module = find("runtimes", spec.runtime)
-        scorer: Scorer = module.open_scorer(self.bundle.directory / name, spec, self.bundle.threads)
-        return scorer
-
-    def _needs_only_the_user(self) -> bool:
-        spec = self.bundle.stage("retrieve")
-        assert spec is not None
-        return "history" not in spec.inputs
-
-    def _history(self, request: Request, user: int) -> Rows:
+    def _asked(self, request: Request) -> Asked:
+        user = -1 if request.user_id is None else self._user_rows.get(request.user_id, -1)
         if request.history is not None:
-            return self._rows(request.history)
-        return self.bundle.histories[user] if user >= 0 else _NONE
+            history = self._rows(request.history)
+        else:
+            history = self.bundle.histories[user] if user >= 0 else _NONE
+        return Asked(user, history, self._rows(request.exclude) if request.exclude else _NONE)
 
     def _rows(self, ids: Sequence[str]) -> Rows:
         """Rows of the known ids; unknown ones carry no signal and are skipped."""
         get = self._item_rows.get
-        return np.array([row for item in ids if (row := get(item)) is not None], dtype=np.int32)
+        return np.fromiter((row for item in ids if (row := get(item)) is not None), np.int32)
 
-    def _batch(self, users: Sequence[int], histories: Sequence[Rows]) -> Batch:
-        rows = np.array(users, dtype=np.int64)
-        features = self.bundle.user_features
-        codes = None if features is None else np.where(rows[:, None] >= 0, features.codes[rows], 0).astype(np.int64)
-        return Batch(rows + 1, histories, codes)
-
-    def _cached(self, user: int, history: Rows, excluded: Rows, k: int) -> Recommendation | None:
+    def _cached(self, asked: Asked, k: int) -> Recommendation | None:
+        """The known user's precomputed list, less what was seen since; None if it is too old or too short."""
         cache = self.bundle.cache
-        if cache is None or user < 0 or time.monotonic() - self._opened > cache.ttl_seconds:
+        if cache is None or asked.user < 0 or time.time() > self._cache_ends:
             return None
-        at = cache.find(user)
-        if at is None:
+        line = cache.find(asked.user)
+        if line is None:
             return None
-        items = cache.items[at]
-        keep = (items >= 0) & ~np.isin(items, np.concatenate((history, excluded)))
-        rows = items[keep][:k]
-        if len(rows) < min(k, self.bundle.n_items - len(history) - len(excluded)):
-            return None
-        return self._answer(rows, cache.scores[at][keep][:k], "cache")
+        at = first(cache.items[line], k, asked.history, asked.excluded)
+        return self._answer(cache.items[line][at], cache.scores[line][at], "cache") if len(at) == k else None
 
-    def _fallback(self, excluded: Rows, k: int) -> Recommendation:
-        items = self.bundle.fallback
-        rows = items[~np.isin(items, excluded)][:k]
+    def _fallback(self, asked: Asked, k: int) -> Recommendation | None:
+        """The most popular items for a request that tells the model nothing, else None."""
+        if len(asked.history) or (asked.user >= 0 and not self._reads_history):
+            return None
+        items = self.bundle.fallback[: k + len(asked.excluded)]
+        rows = items[first(items, k, asked.excluded)]
         return self._answer(rows, -np.arange(len(rows), dtype=np.float32), "fallback")
+
+    def _scored(self, asked: Sequence[Asked], k: int) -> list[Recommendation]:
+        if not asked:
+            return []
+        batch = self._batch(asked)
+        scores = self._retrieve.scores(batch)
+        for line, one in zip(scores, asked, strict=True):
+            mask(line, one.history, one.excluded)
+        found = [top_k(line, k) for line in scores] if self._rank is None else self._ranked(batch, scores, k)
+        return [self._answer(rows, best, "model") for rows, best in found]
+
+    def _ranked(self, batch: Batch, scores: FloatArray, k: int) -> list[tuple[IntArray, FloatArray]]:
+        """The best candidates of the first stage, re-scored by the second."""
+        assert self._rank is not None
+        width = min(max(self.bundle.candidates, k), self.bundle.n_items)
+        candidates = np.full((len(batch), width), -1, dtype=np.int64)
+        for line, row in zip(candidates, scores, strict=True):
+            rows = np.sort(top_k(row, width)[0])  # ascending, so that ties go to the lower row here too
+            line[: len(rows)] = rows
+        again = self._rank.rescore(batch, candidates)
+        again[candidates < 0] = -np.inf
+        best = [top_k(line, k) for line in again]
+        return [(line[at], values) for line, (at, values) in zip(candidates, best, strict=True)]
+
+    def _batch(self, asked: Sequence[Asked]) -> Batch:
+        users = np.array([one.user for one in asked], dtype=np.int64)
+        codes = None
+        if self._codes is not None:
+            codes = np.where(users[:, None] >= 0, self._codes[users], 0).astype(np.int64)
+        return Batch(users + 1, [one.history for one in asked], codes)
 
     def _answer(self, rows: IntArray | Rows, scores: FloatArray, source: str) -> Recommendation:
         ids = self.bundle.item_ids
@@ -154,3 +140,26 @@ class Engine:
 def open_bundle(path: Path | str) -> Engine:
     """Verify the bundle at `path` and make it ready to answer. Raises `BundleError` for a damaged one."""
     return Engine(bundles.open_files(path))
+
+
+def _opened(bundle: bundles.Bundle, name: str, spec: StageSpec) -> Scorer:
+    module = find("runtimes", spec.runtime)
+    try:
+        scorer: Scorer = module.open_scorer(bundle.directory / name, spec, bundle.threads)
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"stage {name!r} of {bundle.directory} can't be opened: {error}; export it again") from error
+    return scorer
+
+
+def _feature_codes(bundle: bundles.Bundle, stages: Mapping[str, StageSpec]) -> Rows | None:
+    """The users' feature codes where a stage takes them."""
+    if not any("user_features" in spec.inputs for spec in stages.values()):
+        return None
+    if bundle.user_features is None:
+        raise BundleError(f"a stage of {bundle.directory} takes user features and the bundle has none; export it again")
+    return bundle.user_features.codes
+
+
+def _created(bundle: bundles.Bundle) -> float:
+    """When the bundle, and every list in its cache, was made: seconds since 1970."""
+    return datetime.fromisoformat(bundle.manifest["created"]).timestamp()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import numpy as np
 
 from recfit.types import FloatArray, IntArray, Rows
@@ -15,14 +17,22 @@ def mask(scores: FloatArray, *rows: Rows) -> None:
 
 
 def top_k(scores: FloatArray, k: int) -> tuple[IntArray, FloatArray]:
-    """Rows and scores of the `k` highest scores [n], best first; items at -inf never appear."""
+    """Rows and scores of the `k` >= 1 highest scores [n], best first; items at -inf or NaN never appear."""
     if k < len(scores):
         kth = np.partition(scores, len(scores) - k)[len(scores) - k]
-        rows = np.flatnonzero(scores >= kth)
+        rows = (scores >= kth).nonzero()[0]
+        if len(rows) < k:  # only NaN, which sorts above every number, leaves fewer
+            return top_k(np.where(np.isnan(scores), -np.inf, scores), k)
     else:
         rows = np.arange(len(scores))
     # `rows` ascend, so a stable sort leaves equal scores in row order.
-    rows = rows[np.argsort(-scores[rows], kind="stable")][:k]
+    rows = rows[np.argsort(-scores[rows], kind="stable")[:k]]
     best = scores[rows]
     alive = best > -np.inf
     return rows[alive], best[alive]
+
+
+def first(items: Rows, k: int, *gone: Rows) -> list[int]:
+    """Positions of the first `k` of `items` that are in none of `gone`; -1 is no item."""
+    out = {-1}.union(*(part.tolist() for part in gone))
+    return list(islice((at for at, row in enumerate(items.tolist()) if row not in out), k))

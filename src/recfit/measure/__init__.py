@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,13 @@ from recfit import bundle as bundles
 from recfit.measure import quality
 from recfit.measure.machine import machine
 from recfit.measure.process import Worker
-from recfit.measure.statistics import interval, percentile_interval
+from recfit.measure.statistics import Interval, interval, percentile_interval
 from recfit.types import IntArray, Queries
 
 Samples = npt.NDArray[np.float64]
 LIST_LENGTH = 10
-MIN_REQUESTS = 1000
+# Lists asked for in one call: a slow bundle may take long for all, not for these.
+PART = 2000
 
 
 @dataclass(frozen=True)
@@ -53,72 +56,83 @@ def save_queries(queries: Queries, path: Path) -> Path:
 
 
 def latency(bundle_paths: Sequence[Path], queries: Queries, plan: Plan) -> list[dict[str, Any]]:
-    """Size, load time, latency, memory and throughput of bundles, their latency blocks interleaved A/B/A/B in one run."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = str(save_queries(queries, Path(folder) / "queries.npz"))
-        workers = [Worker(bundle) for bundle in bundle_paths]
-        try:
-            return _latency(workers, path, plan)
-        finally:
-            for worker in workers:
-                worker.stop()
+    """Size, load time, latency, memory and throughput of bundles, their latency blocks interleaved A/B/A/B in one run.
+
+    A random sample of the queries is replayed, the same for every bundle.
+    """
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        path = save_queries(_replayed(queries, plan), Path(folder) / "queries.npz")
+        # One after another: processes that start side by side slow each other down.
+        started = [_started(stack.enter_context(Worker(bundle)), path, plan) for bundle in bundle_paths]
+        spans: list[list[float]] = [[] for _ in started]
+        size = -(-plan.requests // plan.blocks)
+        for block in range(plan.blocks):
+            for (worker, _), taken in zip(started, spans, strict=True):
+                taken += worker.call("latency", start=block * size, count=size)
+        return [_costs(*start, np.array(taken), plan) for start, taken in zip(started, spans, strict=True)]
 
 
-def _latency(workers: Sequence[Worker], queries: str, plan: Plan) -> list[dict[str, Any]]:
-    opened = [worker.call("open", bundle=str(worker.bundle)) for worker in workers]
-    for worker in workers:
-        worker.call("load", queries=queries)
-        worker.call("warm", count=plan.warm)
-    spans: list[list[float]] = [[] for _ in workers]
-    size = -(-plan.requests // plan.blocks)
-    for block in range(plan.blocks):
-        for worker, taken in zip(workers, spans, strict=True):
-            taken += worker.call("latency", start=block * size, count=size)
-    found = []
-    for worker, taken, start in zip(workers, spans, opened, strict=True):
-        memory = worker.call("memory")
-        values = {
-            **start,
-            **_percentiles(np.array(taken), ""),
-            "memory_mb": memory["peak_rss"],
-            "pss_mb": memory["pss"],
-        }
-        values["bundle_mb"] = (
-            sum(part["bytes"] for part in bundles.read_manifest(worker.bundle)["files"].values()) / 1e6
-        )
-        if plan.rate is not None:
-            loaded = worker.call("under_load", rate=plan.rate, count=plan.requests, seed=0)
-            values |= _percentiles(np.array(loaded), "_loaded")
-        values["qps"] = worker.call("throughput", seconds=plan.throughput_seconds, batch=plan.batch)
-        tail = percentile_interval(np.array(taken), 99)
-        found.append({"metrics": values, "intervals": {"p99_ms": (tail.low, tail.high)}})
-    return found
+def _replayed(queries: Queries, plan: Plan) -> Queries:
+    """No more than are replayed: what the process holds counts as its memory."""
+    return queries.take(np.random.default_rng(0).permutation(len(queries))[: plan.requests])
 
 
-def _percentiles(samples: Samples, suffix: str) -> dict[str, float]:
-    return {f"p{q}{suffix}_ms": float(np.percentile(samples, q)) for q in (50, 95, 99)}
+def _started(worker: Worker, queries: Path, plan: Plan) -> tuple[Worker, float]:
+    """The worker, warm, and the seconds it took from its start to its first answer."""
+    seconds = worker.open()
+    worker.call("load", queries=str(queries))
+    worker.call("warm", count=plan.warm)
+    return worker, seconds
+
+
+def _costs(worker: Worker, load_s: float, spans: Samples, plan: Plan) -> dict[str, Any]:
+    """Metrics and intervals of one bundle, after its latency run."""
+    memory = worker.call("memory")
+    size = sum(part["bytes"] for part in bundles.read_manifest(worker.bundle)["files"].values())
+    tails = _percentiles(spans, "_ms")
+    if plan.rate is not None:
+        loaded = worker.call("under_load", rate=plan.rate, count=plan.requests, seed=0)
+        tails |= _percentiles(np.array(loaded), "_loaded_ms")
+    values = {
+        "load_s": load_s,
+        "memory_mb": memory["peak_rss"],
+        "pss_mb": memory["pss"],
+        "bundle_mb": size / 1e6,
+        "qps": worker.call("throughput", seconds=plan.throughput_seconds, batch=plan.batch),
+    }
+    return {
+        "metrics": values | {name: found.mean for name, found in tails.items()},
+        "intervals": {name: (found.low, found.high) for name, found in tails.items()},
+    }
+
+
+def _percentiles(samples: Samples, suffix: str) -> dict[str, Interval]:
+    return {f"p{q}{suffix}": percentile_interval(samples, q) for q in (50, 95, 99)}
 
 
 def lists(bundle: Path, queries: Queries, k: int = LIST_LENGTH) -> tuple[IntArray, dict[str, int]]:
     """What a fresh process recommends: item rows [q, k], -1 pads; and how many answers came from where."""
+    parts, sources = [], Counter[str]()
     with tempfile.TemporaryDirectory() as folder, Worker(bundle) as worker:
-        path = save_queries(queries, Path(folder) / "queries.npz")
-        worker.call("open", bundle=str(bundle))
+        path, output = save_queries(queries, Path(folder) / "queries.npz"), Path(folder) / "lists.npy"
+        worker.open()
         worker.call("load", queries=str(path))
-        output = Path(folder) / "lists.npy"
-        sources = worker.call("lists", k=k, output=str(output))
-        return np.load(output), sources
+        for start in range(0, len(queries), PART):
+            sources.update(worker.call("lists", start=start, count=PART, k=k, output=str(output)))
+            parts.append(np.load(output))
+    return np.concatenate(parts), dict(sources)
 
 
 def users_quality(
     bundle: Path, queries: Queries, popularity: IntArray, metrics: Sequence[str] = quality.METRICS
 ) -> tuple[dict[str, Samples], dict[str, float]]:
-    """Per-user quality values, and the list statistics (coverage, popularity, share answered from the cache)."""
+    """Per-user quality values, and the list statistics (coverage, popularity, shares answered by cache and fallback)."""
     k = max(quality.parse(metric)[1] for metric in metrics)
     found, sources = lists(bundle, queries, max(k, LIST_LENGTH))
     per_user = quality.by_user(quality.per_query(found, queries.targets, metrics), queries.user)
     extra = quality.beyond_accuracy(found, len(popularity), popularity)
-    return per_user, {**extra, "cache_share": sources.get("cache", 0) / max(1, len(queries))}
+    shares = {f"{source}_share": sources.get(source, 0) / len(queries) for source in ("cache", "fallback")}
+    return per_user, extra | shares
 
 
 def measure(
@@ -160,10 +174,12 @@ def protocol(bundle: Path, queries: Queries, plan: Plan) -> dict[str, Any]:
         "ranking": "full catalogue, seen items removed, ties to the lower row",
         "queries": len(queries),
         "users": len(np.unique(queries.user)),
-        "latency": f"{plan.requests} requests one at a time after {plan.warm} to warm up, {plan.blocks} blocks",
+        "latency": f"{plan.requests} requests one at a time after {plan.warm} to warm up, {plan.blocks} blocks, "
+        f"replaying {min(plan.requests, len(queries))} random queries",
+        "load": "from the start of the process to its first answer, once",
         "rate": plan.rate,
         "throughput_batch": plan.batch,
-        "memory": "peak resident set of the process after the latency run",
+        "memory": "peak resident set of the process after the latency run; the replayed requests are part of it",
         "runtime": pipeline["retrieve"]["runtime"],
         "threads": pipeline["threads"],
         "machine": machine(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,7 +27,8 @@ class Worker:
     def __init__(self, bundle: Path, timeout: float = 300.0) -> None:
         threads = read_manifest(bundle)["pipeline"]["threads"]
         self.bundle, self._timeout = bundle, timeout
-        self._errors = tempfile.TemporaryFile("w+")
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by `stop`)
+        self._started = time.monotonic()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "recfit.measure.worker"],
             stdin=subprocess.PIPE,
@@ -45,6 +48,11 @@ class Worker:
     ) -> None:
         self.stop()
 
+    def open(self) -> float:
+        """Open the bundle and answer one request; the seconds from the start of the process until then."""
+        self.call("open", bundle=str(self.bundle))
+        return time.monotonic() - self._started
+
     def call(self, name: str, **arguments: Any) -> Any:
         """The answer of the worker's command `name`. Raises `MeasurementError` where it fails, dies or hangs."""
         assert self._process.stdin is not None
@@ -57,7 +65,7 @@ class Worker:
             raise MeasurementError(
                 f"{name} on {self.bundle} took over {self._timeout:.0f} s; the process was stopped"
             ) from None
-        except BrokenPipeError:
+        except (BrokenPipeError, ValueError):  # it is dead, or was stopped
             reply = ""
         if not reply:
             raise MeasurementError(f"the process measuring {self.bundle} died in {name}: {self._last_words()}")
@@ -70,8 +78,9 @@ class Worker:
         self._process.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._errors):
-            if stream is not None and not stream.closed:
-                stream.close()
+            if stream is not None:
+                with contextlib.suppress(BrokenPipeError):  # what a dead process did not read
+                    stream.close()
 
     def _read(self) -> None:
         assert self._process.stdout is not None
@@ -84,6 +93,7 @@ class Worker:
 
     def _last_words(self) -> str:
         if self._errors.closed:
-            return "no output"
+            return "it was stopped before"
+        code = self._process.wait()
         self._errors.seek(0)
-        return self._errors.read().strip()[-500:] or "no output"
+        return self._errors.read().strip()[-500:] or f"exit code {code}, no output"

@@ -16,10 +16,10 @@ METRICS = ("ndcg@5", "ndcg@10", "recall@5", "recall@10", "mrr@10")
 
 def parse(metric: str) -> tuple[str, int]:
     """`ndcg@10` -> (`ndcg`, 10); other names are refused."""
-    found = re.fullmatch(r"(ndcg|recall|mrr)@(\d+)", metric)
+    found = re.fullmatch(r"(ndcg|recall|mrr)@([1-9]\d*)", metric)
     if found is None:
         raise ConfigError(
-            f"unknown quality metric {metric!r}; allowed: ndcg@K, recall@K, mrr@K, such as {METRICS[1]!r}"
+            f"unknown quality metric {metric!r}; allowed: ndcg@K, recall@K, mrr@K with K from 1, such as {METRICS[1]!r}"
         )
     return found[1], int(found[2])
 

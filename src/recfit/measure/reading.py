@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,30 +11,40 @@ import numpy as np
 from recfit.bundle import Bundle, open_files
 from recfit.data.requests import read_requests
 from recfit.measure import Measurement
-from recfit.types import DataError, IntArray, Queries, Ragged
+from recfit.types import DataError, IntArray, Queries, Ragged, Request, Rows
 
-UNITS = {"_ms": "ms", "_mb": "MB", "_s": "s"}
+UNITS = {"_ms": "ms", "_mb": "MB", "_s": "s", "qps": "1/s"}
 
 
 def queries_of(bundle: Path, requests: Path, targets: Path) -> tuple[Queries, IntArray]:
-    """The requests (.jsonl) and their targets (.csv: query,user_id,item_id) in the bundle's rows, and its items' popularity.
+    """The requests and their targets (.csv: query,user_id,item_id) in the bundle's rows, and its items' popularity.
 
-    Items the bundle does not know are left out of histories; as targets they stay, and are missed.
+    A request without a history means the one that the bundle stores. Items the bundle does not know are left out of
+    histories; as targets they stay, and are missed.
     """
     opened = open_files(bundle)
     asked = read_requests(requests)
     users = {user: row for row, user in enumerate(opened.user_ids)}
     items = {item: row for row, item in enumerate(opened.item_ids)}
-    known = [[items[item] for item in request.history or () if item in items] for request in asked]
-    rows = [users.get(request.user_id or "", -1) for request in asked]
-    if min(rows, default=0) < 0:
-        stranger = asked[rows.index(-1)].user_id
-        raise DataError(
-            f"{requests} asks for user {stranger!r}, whom the bundle does not know; measure with known users"
-        )
+    for number, request in enumerate(asked):
+        if request.user_id not in users:
+            raise DataError(
+                f"{requests}, request {number}: the bundle does not know user {request.user_id!r}; "
+                "quality is averaged over known users, leave this request out"
+            )
+        if request.exclude:
+            raise DataError(f"{requests}, request {number} excludes items, which is not measured; leave `exclude` out")
+    rows = [users[str(request.user_id)] for request in asked]
+    past = [_history(request, opened.histories[row], items) for request, row in zip(asked, rows, strict=True)]
     answers = _targets(targets, len(asked), items)
-    queries = Queries(np.array(rows, np.int32), Ragged.from_lists(known), Ragged.from_lists(answers))
+    queries = Queries(np.array(rows, np.int32), Ragged.from_lists(past), Ragged.from_lists(answers))
     return queries, popularity(opened)
+
+
+def _history(request: Request, stored: Rows, items: Mapping[str, int]) -> Rows:
+    if request.history is None:
+        return stored
+    return np.array([items[item] for item in request.history if item in items], np.int32)
 
 
 def popularity(bundle: Bundle) -> IntArray:
@@ -41,20 +52,22 @@ def popularity(bundle: Bundle) -> IntArray:
     return np.bincount(bundle.histories.values, minlength=bundle.n_items).astype(np.int64)
 
 
-def _targets(path: Path, count: int, items: dict[str, int]) -> list[list[int]]:
+def _targets(path: Path, count: int, items: Mapping[str, int]) -> list[list[int]]:
     answers: list[list[int]] = [[] for _ in range(count)]
     if not path.is_file():
         raise DataError(f"there is no file {path}; check --targets")
     with path.open(encoding="utf-8", newline="") as file:
         for number, row in enumerate(csv.DictReader(file), 2):
-            try:
-                answers[int(row["query"])].append(items.get(row["item_id"], len(items)))
-            except (KeyError, ValueError, IndexError) as error:
+            query, item = row.get("query") or "", row.get("item_id")
+            if not item or not query.isdecimal() or int(query) >= count:
                 raise DataError(
                     f"{path}, line {number}: {dict(row)} is no target; it needs item_id and a query number below {count}"
-                ) from error
+                )
+            answers[int(query)].append(items.get(item, len(items)))
     if empty := [query for query, answer in enumerate(answers) if not answer]:
-        raise DataError(f"{path} has no target for query {empty[0]} ({len(empty)} queries have none)")
+        raise DataError(
+            f"{path} has no target for query {empty[0]} ({len(empty)} of {count} have none); add them or drop those requests"
+        )
     return answers
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -55,9 +56,9 @@ def verdict(found: Interval, floor: float) -> str:
 
 def percentile_interval(samples: Values, q: float) -> Interval:
     """The `q`-th percentile of `samples` with its distribution-free 95 % interval from order statistics
-    (David & Nagaraja, Order Statistics, 7.1)."""
-    ordered = np.sort(samples)
-    n, p = len(ordered), q / 100
+    (David & Nagaraja, Order Statistics, 7.1); without bound on a side where the samples are too few to give one."""
+    n, p = len(samples), q / 100
     spread = _Z * np.sqrt(n * p * (1 - p))
-    low, high = (int(np.clip(rank, 0, n - 1)) for rank in (np.floor(n * p - spread), np.ceil(n * p + spread)))
-    return Interval(float(np.percentile(ordered, q)), float(ordered[low]), float(ordered[high]))
+    ordered = np.concatenate(([-np.inf], np.sort(samples), [np.inf]))  # ordered[i]: the i-th smallest, from 1
+    low, high = max(0, math.floor(n * p - spread) + 1), min(n + 1, math.ceil(n * p + spread) + 1)
+    return Interval(float(np.percentile(samples, q)), float(ordered[low]), float(ordered[high]))

@@ -1,13 +1,15 @@
 """The measured process: opens one bundle, answers commands as JSON lines. Started by `process.Worker`, never imported by it.
 
-It holds nothing but the engine and the requests, so its memory is what a server of the bundle needs.
+It holds nothing but the engine and the requests it replays, so its memory is what a server of the bundle needs.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,11 +30,10 @@ class Bench:
         self.engine: Engine
         self.requests: list[Request]
 
-    def open(self, bundle: str) -> dict[str, float]:
-        """Open the bundle and answer once. `load_s` counts from the start of this process."""
+    def open(self, bundle: str) -> None:
+        """Open the bundle and answer once."""
         self.engine = open_bundle(bundle)
         self.engine.recommend([Request(history=self.engine.bundle.item_ids[:1])])
-        return {"load_s": time.time() - psutil.Process().create_time()}
 
     def load(self, queries: str) -> int:
         """Take the requests of a file of queries; item rows become ids, so that the whole path is measured."""
@@ -67,7 +68,7 @@ class Bench:
         spans = []
         for at, scheduled in enumerate(due.tolist()):
             while (wait := scheduled - time.perf_counter()) > 0:
-                time.sleep(wait if wait > 2e-3 else 0)
+                time.sleep(wait - 1e-3 if wait > 2e-3 else 0)  # a sleep ends late; the last millisecond is spun
             self.engine.recommend([self.requests[at % len(self.requests)]])
             spans.append((time.perf_counter() - scheduled) * 1e3)
         return spans
@@ -86,16 +87,17 @@ class Bench:
         info = psutil.Process().memory_full_info()
         return {"peak_rss": _peak_rss() / 1e6, "pss": getattr(info, "pss", info.rss) / 1e6}
 
-    def lists(self, k: int, output: str) -> dict[str, int]:
-        """Recommend for every request; rows [q, k] go to the file `output`, how each was answered is counted."""
+    def lists(self, start: int, count: int, k: int, output: str) -> dict[str, int]:
+        """Recommend for `count` requests; rows [count, k] go to the file `output`, how each was answered is counted."""
         rows = {item: row for row, item in enumerate(self.engine.bundle.item_ids)}
-        found = np.full((len(self.requests), k), -1, dtype=np.int32)
-        sources: dict[str, int] = {}
-        for start in range(0, len(self.requests), BATCH):
-            answers = self.engine.recommend(self.requests[start : start + BATCH], k)
-            for at, answer in enumerate(answers, start):
+        requests = self.requests[start : start + count]
+        found = np.full((len(requests), k), -1, dtype=np.int32)
+        sources: Counter[str] = Counter()
+        for begin in range(0, len(requests), BATCH):
+            answers = self.engine.recommend(requests[begin : begin + BATCH], k)
+            for at, answer in enumerate(answers, begin):
                 found[at, : len(answer.items)] = [rows[item] for item in answer.items]
-                sources[answer.source] = sources.get(answer.source, 0) + 1
+                sources[answer.source] += 1
         np.save(output, found)
         return sources
 
@@ -116,8 +118,8 @@ def _peak_rss() -> float:
 
 def main() -> None:
     """Answer commands `{"call": name, "with": {...}}` until the input ends."""
-    bench, replies = Bench(), sys.stdout
-    sys.stdout = sys.stderr  # whatever a library prints must not break the protocol
+    bench, replies = Bench(), os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a library prints, in Python or in C, must not break the protocol
     for line in sys.stdin:
         command = json.loads(line)
         try:

@@ -56,23 +56,20 @@ class FeatureTable(nn.Module):
         super().__init__()
         self.groups = feature_groups(features, without)
         self.start: dict[str, int] = {}
-        columns, offsets, rows = [], [], 1
+        columns, offsets, rows = [], [], 0
         for name, group in self.groups.items():
             self.start[name] = rows
             columns += group
-            offsets += [rows - 1] * len(group)
+            offsets += [rows] * len(group)
             rows += max(features.sizes[column] for column in group) - 1
         self.register_buffer("columns", torch.tensor(columns), persistent=False)
         self.register_buffer("offsets", torch.tensor(offsets), persistent=False)
         self.weight = nn.Parameter(torch.randn(rows, dim) * 0.02)
-        with torch.no_grad():
-            self.weight[0] = 0.0
 
     def sums(self, codes: Tensor) -> Tensor:
         """The vectors of these codes, added up."""
         chosen = codes[..., self.columns].long()
-        rows = torch.where(chosen > 0, chosen + self.offsets, 0)
-        return F.embedding(rows, self.weight, padding_idx=0).sum(-2)
+        return embed(torch.where(chosen > 0, chosen + self.offsets, 0), self.weight).sum(-2)
 
     def rows(self, name: str) -> slice:
         """Where the vectors of one group lie in `weight`."""

@@ -121,7 +121,7 @@ class Block(nn.Module):
 
 
 class SasRec(nn.Module):
-    """No biases anywhere: padding stays exactly zero, and the hidden space can be turned without changing an answer."""
+    """No biases anywhere: no history gives exactly zero, and the hidden space can be turned without changing an answer."""
 
     kind: ClassVar[str] = "sasrec"
     inputs = ("history",)

@@ -22,7 +22,7 @@ def assemble(study: Study, budget: Budget, choice: Choice) -> dict[str, Any]:
     original = study.candidates[study.facts["original"]]
     base = study.measured(original)
     front = {found.id for found in frontier(study.done(), budget)}
-    candidates = [_candidate(found, study, base, choice, front) for found in study.candidates.values()]
+    candidates = [_candidate(found, study, base, choice, front, budget) for found in study.candidates.values()]
     return {
         "title": f"recfit: {study.facts['data']['name']}",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -33,10 +33,10 @@ def assemble(study: Study, budget: Budget, choice: Choice) -> dict[str, Any]:
         "quality_metric": budget.quality_metric,
         "smallest_detectable_drop": _detectable(candidates, budget.quality_metric),
         "originals": {
-            "A": _original(study.candidates[study.facts["eager"]], "PyTorch eager"),
-            "B": _original(original, "ONNX Runtime float32"),
+            "A": _original(study.candidates[study.facts["eager"]], "PyTorch eager", budget),
+            "B": _original(original, "ONNX Runtime float32", budget),
         },
-        "baselines": [_baseline(found) for found in study.done() if _is_baseline(found)],
+        "baselines": [_baseline(found, budget) for found in study.done() if _is_baseline(found)],
         "candidates": candidates,
         "chosen": choice.chosen.id if choice.chosen else None,
         "nearest": choice.nearest
@@ -47,7 +47,9 @@ def assemble(study: Study, budget: Budget, choice: Choice) -> dict[str, Any]:
     }
 
 
-def _candidate(found: Candidate, study: Study, base: Measured, choice: Choice, front: set[str]) -> dict[str, Any]:
+def _candidate(
+    found: Candidate, study: Study, base: Measured, choice: Choice, front: set[str], budget: Budget
+) -> dict[str, Any]:
     users = study.measured(found).users
     return {
         "id": found.id,
@@ -57,7 +59,7 @@ def _candidate(found: Candidate, study: Study, base: Measured, choice: Choice, f
         "status": found.status,
         "stage": found.stage,
         "reason": found.reason,
-        "metrics": dict(found.metrics),
+        "metrics": budget.priced(found.metrics),
         "intervals": dict(found.intervals),
         "difference": {
             metric: asdict(paired(values, base.users[metric]))
@@ -95,8 +97,8 @@ def _detectable(candidates: list[dict[str, Any]], metric: str) -> float | None:
     return statistics.median(wide) if wide else None
 
 
-def _original(found: Candidate, label: str) -> dict[str, Any]:
-    return {"id": found.id, "label": label, "metrics": dict(found.metrics), "intervals": dict(found.intervals)}
+def _original(found: Candidate, label: str, budget: Budget) -> dict[str, Any]:
+    return {"id": found.id, "label": label, "metrics": budget.priced(found.metrics), "intervals": dict(found.intervals)}
 
 
 def _is_baseline(found: Candidate) -> bool:
@@ -104,9 +106,9 @@ def _is_baseline(found: Candidate) -> bool:
     return len(steps) == 1 and steps[0]["technique"] == "simplify" and steps[0]["settings"]["kind"] in BASELINES
 
 
-def _baseline(found: Candidate) -> dict[str, Any]:
+def _baseline(found: Candidate, budget: Budget) -> dict[str, Any]:
     name = found.recipe[0]["settings"]["kind"]
-    return {"name": name, "metrics": dict(found.metrics), "intervals": dict(found.intervals)}
+    return {"name": name, "metrics": budget.priced(found.metrics), "intervals": dict(found.intervals)}
 
 
 def _final(study: Study, choice: Choice) -> dict[str, Any] | None:

@@ -34,7 +34,8 @@ class StageSpec:
 
 @dataclass(frozen=True)
 class Batch:
-    """Requests as rows: `users` int64 [B] (user row + 1, 0 unknown), `histories` item rows each oldest first."""
+    """Requests as rows: `users` int64 [B] (user row + 1, 0 unknown), `histories` item rows each oldest first,
+    `user_features` codes int64 [B, F] where a stage takes them. B is at least 1."""
 
     users: IntArray
     histories: Sequence[Rows]
@@ -45,13 +46,12 @@ class Batch:
 
     def tokens(self, max_history: int) -> IntArray:
         """int64 [B, L], left-padded with 0, L the longest history of the batch, at least 1 and at most `max_history`."""
-        length = min(max(1, *(len(h) for h in self.histories)), max_history)
-        tokens = np.zeros((len(self.histories), length), dtype=np.int64)
-        for row, history in enumerate(self.histories):
+        length = min(max(1, max(map(len, self.histories))), max_history)
+        rows = np.full((len(self.histories), length), -1, dtype=np.int64)
+        for line, history in zip(rows, self.histories, strict=True):
             kept = history[-length:]
-            tokens[row, length - len(kept) :] = kept
-            tokens[row, length - len(kept) :] += 1
-        return tokens
+            line[length - len(kept) :] = kept
+        return rows + 1
 
     def inputs(self, spec: StageSpec) -> dict[str, IntArray]:
         """The arrays that the stage's model takes, by name."""
@@ -60,14 +60,13 @@ class Batch:
             arrays["history"] = self.tokens(spec.max_history)
         if "user" in spec.inputs:
             arrays["user"] = self.users
-        if "user_features" in spec.inputs:
-            assert self.user_features is not None
+        if "user_features" in spec.inputs and self.user_features is not None:
             arrays["user_features"] = self.user_features
         return arrays
 
 
 class Scorer(Protocol):
-    """A stage, ready to run."""
+    """A stage, ready to run. It answers with new arrays, which the caller may write to."""
 
     def scores(self, batch: Batch) -> FloatArray:
         """Every item's score, float32 [B, n_items]."""

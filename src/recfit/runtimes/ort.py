@@ -10,6 +10,7 @@ import onnxruntime
 
 from recfit.registry import find
 from recfit.runtimes import Batch, Scorer, StageSpec
+from recfit.tables import Table
 from recfit.types import BundleError, FloatArray, IntArray
 
 GRAPH = "model.onnx"
@@ -43,37 +44,44 @@ def open_scorer(directory: Path, spec: StageSpec, threads: int) -> Scorer:
     return EncoderScorer(graph, open_table(directory / "table", spec, threads), spec)
 
 
-def open_table(directory: Path, spec: StageSpec, threads: int) -> Any:
+def open_table(directory: Path, spec: StageSpec, threads: int) -> Table:
     settings = dict(spec.table)
     module = find("tables", settings.pop("format"))
-    return module.open_table(directory, module.Config(**settings), threads)
+    table: Table = module.open_table(directory, module.Config(**settings), threads)
+    return table
+
+
+def taken(graph: onnxruntime.InferenceSession) -> tuple[str, ...]:
+    """What the graph takes; an input that the answer does not depend on is no longer among it."""
+    return tuple(argument.name for argument in graph.get_inputs())
 
 
 class EncoderScorer:
     """Request -> vector (graph) -> scores (table)."""
 
-    def __init__(self, graph: onnxruntime.InferenceSession, table: Any, spec: StageSpec) -> None:
+    def __init__(self, graph: onnxruntime.InferenceSession, table: Table, spec: StageSpec) -> None:
         self._graph, self._table, self._spec = graph, table, spec
-        # An input that the answer does not depend on is no longer in the graph.
-        self._takes = {argument.name for argument in graph.get_inputs()}
+        self._takes = taken(graph)
 
     def encode(self, batch: Batch) -> FloatArray:
         inputs: dict[str, Any] = batch.inputs(self._spec)
         if self._spec.tied:
-            tokens = inputs["history"]
-            vectors = self._table.rows(np.maximum(tokens - 1, 0))
-            vectors[tokens == 0] = 0
-            inputs["vectors"] = vectors
+            inputs["vectors"] = self._vectors(inputs["history"])
         vector: FloatArray = self._graph.run(None, {name: inputs[name] for name in self._takes})[0]
         return vector
 
+    def _vectors(self, tokens: IntArray) -> FloatArray:
+        """The table's rows of the history: float32 [B, L, d], zeros where it is padded."""
+        vectors = self._table.rows(np.maximum(tokens - 1, 0))
+        if not tokens[:, 0].all():  # padding is on the left
+            vectors[tokens == 0] = 0
+        return vectors
+
     def scores(self, batch: Batch) -> FloatArray:
-        scores: FloatArray = self._table.scores(self.encode(batch))
-        return scores
+        return self._table.scores(self.encode(batch))
 
     def rescore(self, batch: Batch, candidates: IntArray) -> FloatArray:
-        scores: FloatArray = self._table.rescore(self.encode(batch), np.maximum(candidates, 0))
-        return scores
+        return self._table.rescore(self.encode(batch), np.maximum(candidates, 0))
 
 
 class RankerScorer:
@@ -81,17 +89,19 @@ class RankerScorer:
 
     def __init__(self, graph: onnxruntime.InferenceSession, spec: StageSpec) -> None:
         self._graph, self._spec = graph, spec
+        self._takes = taken(graph)
+        self._tokens = np.arange(1, spec.n_items + 1, dtype=np.int64)[None]
 
     def scores(self, batch: Batch) -> FloatArray:
-        tokens = np.arange(1, self._spec.n_items + 1, dtype=np.int64)
         width = max(1, SCAN_PAIRS // len(batch))
-        chunks = [tokens[start : start + width] for start in range(0, len(tokens), width)]
+        chunks = [self._tokens[:, start : start + width] for start in range(0, self._spec.n_items, width)]
         inputs = batch.inputs(self._spec)
-        return np.concatenate([self._run(inputs, np.tile(chunk, (len(batch), 1))) for chunk in chunks], axis=1)
+        return np.concatenate([self._run(inputs, chunk.repeat(len(batch), axis=0)) for chunk in chunks], axis=1)
 
     def rescore(self, batch: Batch, candidates: IntArray) -> FloatArray:
         return self._run(batch.inputs(self._spec), np.maximum(candidates + 1, 1))
 
     def _run(self, inputs: dict[str, IntArray], tokens: IntArray) -> FloatArray:
-        scores: FloatArray = self._graph.run(None, {**inputs, "items": tokens})[0]
+        given = {**inputs, "items": tokens}
+        scores: FloatArray = self._graph.run(None, {name: given[name] for name in self._takes})[0]
         return scores

@@ -49,11 +49,15 @@ class TorchScorer:
     def rescore(self, batch: Batch, candidates: IntArray) -> FloatArray:
         import torch
 
-        items = torch.from_numpy(np.maximum(candidates, 0))
+        from recfit import models
+
+        items, inputs = torch.from_numpy(np.maximum(candidates, 0)), self._inputs(batch)
         with torch.inference_mode():
             if self._spec.kind == "ranker":
-                scores: FloatArray = self._model.score(items + 1, **self._inputs(batch)).numpy()
+                scores: FloatArray = self._model.score(items + 1, **inputs).numpy()
+            elif models.is_identity(self._model):
+                scores = self._model.encode(**inputs).gather(1, items).numpy()
             else:
                 rows = self._model.item_vectors()[items]
-                scores = (rows @ self._model.encode(**self._inputs(batch))[:, :, None])[:, :, 0].numpy()
+                scores = (rows @ self._model.encode(**inputs)[:, :, None])[:, :, 0].numpy()
         return scores

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from recfit.measure import Samples, quality
-from recfit.measure.statistics import Interval, interval, verdict
+from recfit.measure.statistics import Interval, interval, keeps, verdict
 from recfit.types import ConfigError
 
 COSTS = ("p50_ms", "p95_ms", "p99_ms", "memory_mb", "bundle_mb", "load_s")
@@ -57,18 +57,18 @@ class Measured:
 def check(limit: Limit, found: Measured, original: Measured) -> str:
     """`held`, `broken` or `undecided`. Relative quality limits are judged on paired users, latency on its interval."""
     if limit.is_quality:
-        new, base = found.users[limit.metric], original.users[limit.metric]
-        return verdict(interval(new - limit.bound * base) if limit.relative else interval(new), _floor(limit))
+        new = found.users[limit.metric]
+        if limit.relative:
+            return keeps(new, original.users[limit.metric], limit.bound)
+        return verdict(interval(new), limit.bound)
     value = found.metrics[limit.metric]
     low, high = found.intervals.get(limit.metric, (value, value))
+    if limit.relative and found is original:
+        low = high = value  # it is exactly 1x of itself, whatever its noise
     bound = limit.absolute(original.metrics)
     if limit.is_floor:
         return verdict(Interval(value, low, high), bound)
     return verdict(Interval(-value, -high, -low), -bound)
-
-
-def _floor(limit: Limit) -> float:
-    return 0.0 if limit.relative else limit.bound
 
 
 def shortfall(limit: Limit, found: Measured, original: Measured) -> float:
@@ -103,12 +103,25 @@ class Budget:
         if self.price <= 0:
             raise ConfigError(f"price is {self.price}; pass the price of a core-hour, above 0")
         quality.parse(self.quality_metric)
+        metrics = [limit.metric for limit in self.limits]
+        if repeated := [metric for metric in metrics if metrics.count(metric) > 1]:
+            raise ConfigError(f"{repeated[0]} has {metrics.count(repeated[0])} limits; keep the tighter one")
+
+    @property
+    def objective_metric(self) -> str:
+        """The metric that the objective makes as large (quality) or as small as it can."""
+        if self.objective == "quality":
+            return self.quality_metric
+        return {"latency": "p99_ms", "memory": "memory_mb", "cost": "core_hours_per_million"}[self.objective]
 
     def verdicts(self, found: Measured, original: Measured) -> dict[str, str]:
         """The answer of every limit; a metric that was not measured is refused."""
-        for limit in self.limits:
-            if limit.metric not in found.metrics:
-                raise ConfigError(f"{limit.metric} was not measured; measured are: {', '.join(sorted(found.metrics))}")
+        for metric in (*(limit.metric for limit in self.limits), self.quality_metric, self.objective_metric):
+            if metric not in found.metrics:
+                raise ConfigError(
+                    f"this study did not measure {metric}; it has {', '.join(sorted(found.metrics))}. "
+                    "Choose among these, or start a study with this budget in another [search] directory"
+                )
         return {limit.metric: check(limit, found, original) for limit in self.limits}
 
     def holds(self, verdicts: Mapping[str, str]) -> bool:
@@ -121,11 +134,13 @@ class Budget:
 
     def loss(self, metrics: Mapping[str, float]) -> float:
         """What the choice makes as small as it can."""
-        if self.objective == "quality":
-            return -metrics[self.quality_metric]
-        if self.objective == "cost":
-            return metrics["cost_per_million"]
-        return metrics[{"latency": "p99_ms", "memory": "memory_mb"}[self.objective]]
+        value = metrics[self.objective_metric]
+        return -value if self.objective == "quality" else value
+
+    def priced(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """`metrics`, with `cost_per_million` requests where the core-hours they take were measured."""
+        hours = metrics.get("core_hours_per_million")
+        return dict(metrics) if hours is None else {**metrics, "cost_per_million": hours * self.price}
 
 
 def parse_limit(metric: str, value: Any) -> Limit:
@@ -151,4 +166,8 @@ def parse_limit(metric: str, value: Any) -> Limit:
         ) from None
     if not 0 < limit.bound < float("inf"):
         raise ConfigError(f"limit {metric} = {value!r} must be above 0 and finite")
+    if limit.is_quality and not limit.relative and limit.bound > 1:
+        raise ConfigError(
+            f"limit {metric} = {value!r} is above 1, the most it can be; a share of the original is '95%'"
+        )
     return limit

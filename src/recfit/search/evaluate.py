@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +17,13 @@ from recfit.measure import Measurement, Plan, quality
 from recfit.measure.statistics import interval
 from recfit.search.budget import Budget, Limit, Measured, check
 from recfit.search.build import Job, Workshop, build
-from recfit.search.isolate import Failed, isolated
+from recfit.search.isolate import isolated
 from recfit.search.recipe import Recipe
 from recfit.search.study import Candidate, Study
-from recfit.types import IntArray, MeasurementError, Queries
+from recfit.types import IntArray, Queries, RecfitError
 
-# The structure screen is short and untrained; it only drops what misses a limit by more than its own noise.
+# The structure screen is short and untrained; it only drops what misses a limit by more than its own noise: the low
+# end of the interval, where there is one, and this factor for what differs between two runs.
 SCREEN = Plan(requests=300, blocks=1, warm=50, throughput_seconds=0.1)
 SCREEN_SLACK = 1.25
 SAMPLE = 1000
@@ -51,7 +53,6 @@ class Gates:
     limits: Limits
     plan: Plan
     popularity: IntArray
-    say: Callable[[str], None]
     _clock: dict[str, float] = field(default_factory=dict)
 
     def run(self, recipe: Recipe) -> Candidate:
@@ -59,8 +60,11 @@ class Gates:
         self._clock = {}
         try:
             candidate, users = self._gated(recipe)
-        except (Failed, MeasurementError) as error:
-            candidate, users = self._row(recipe, "failed", "build", str(error)), None
+        except RecfitError as error:
+            stage = next(reversed(self._clock), "build")
+            candidate, users = self._row(recipe, "failed", stage, str(error)), None
+        if candidate.status != "done":  # it may be untrained, and nothing may serve it
+            shutil.rmtree(self._bundle(recipe), ignore_errors=True)
         self.study.add(candidate, users)
         return candidate
 
@@ -73,7 +77,7 @@ class Gates:
             return fallen, None
         with self._stage("measure"):
             found = measure.measure(bundle, queries, self.popularity, self.plan, self.metrics)
-        metrics = {**found.metrics, "cost_per_million": cost(found, self.budget.price)}
+        metrics = {**found.metrics, "core_hours_per_million": core_hours(found)}
         row = self._row(recipe, "done", "full", "", metrics=metrics, intervals=found.intervals, protocol=found.protocol)
         return row, found.users
 
@@ -91,23 +95,25 @@ class Gates:
             return None
         bundle = self._built(recipe, "screen", structure_only=True)
         with self._stage("screen"):
-            cost = measure.latency([bundle], self.workshop.split.validation, SCREEN)[0]["metrics"]
+            found = measure.latency([bundle], self.workshop.split.validation, SCREEN)[0]
+        cost, intervals = found["metrics"], found["intervals"]
         for limit in structural:
-            bound = limit.absolute(original.metrics)
-            if cost[limit.metric] > bound * SCREEN_SLACK:
-                reason = f"{limit.text(original.metrics)}; the untrained structure has {cost[limit.metric]:.4g}"
+            value = cost[limit.metric]
+            low, _ = intervals.get(limit.metric, (value, value))
+            if low > limit.absolute(original.metrics) * SCREEN_SLACK:
+                reason = f"{limit.text(original.metrics)}; the untrained structure has {value:.4g}"
                 stage = "size" if limit.metric == "bundle_mb" else "latency"
-                return self._row(recipe, "screened out", stage, reason, metrics=cost)
+                return self._row(recipe, "screened out", stage, reason, metrics=cost, intervals=intervals)
         return None
 
     def _sampled(self, recipe: Recipe, bundle: Path, queries: Queries) -> Candidate | None:
-        """Quality on a sample of the queries, where there are many more; out only if a limit is clearly broken."""
+        """Quality on a sample of the users, where there are many more; out only if a limit is clearly broken."""
         original = self._original()
         floors = [limit for limit in self.budget.limits if limit.is_quality]
-        if original is None or not floors or len(queries) < 3 * SAMPLE:
-            return None
         users = np.unique(queries.user)
-        chosen = np.random.default_rng(0).choice(users, min(SAMPLE, len(users)), replace=False)
+        if original is None or not floors or len(users) < 3 * SAMPLE:
+            return None
+        chosen = np.random.default_rng(0).choice(users, SAMPLE, replace=False)
         rows = np.flatnonzero(np.isin(queries.user, chosen))
         with self._stage("sample"):
             found, _ = measure.users_quality(bundle, queries.take(rows), self.popularity, self.metrics)
@@ -115,7 +121,7 @@ class Gates:
         for limit in floors:
             if self._broken(limit, found, base):
                 metrics = {name: float(values.mean()) for name, values in found.items()}
-                reason = f"{limit.text(original.metrics)}; on {len(chosen)} users it has {metrics[limit.metric]:.4g}"
+                reason = f"{limit.text(original.metrics)}; on {SAMPLE} users it has {metrics[limit.metric]:.4g}"
                 return self._row(recipe, "screened out", "sample", reason, metrics=metrics)
         return None
 
@@ -127,8 +133,11 @@ class Gates:
         id = self.study.facts.get("original")
         return None if id is None else self.study.measured(self.study.candidates[id])
 
+    def _bundle(self, recipe: Recipe) -> Path:
+        return self.study.path("bundles", recipe.id)
+
     def _built(self, recipe: Recipe, stage: str, *, structure_only: bool) -> Path:
-        output = self.study.path("bundles", recipe.id)
+        output = self._bundle(recipe)
         with self._stage(stage):
             job = Job(recipe.to_json(), output, structure_only=structure_only)
             limits = {"memory_gb": self.limits.memory_gb, "seconds": max(1.0, self.limits.seconds_left)}
@@ -149,7 +158,6 @@ class Gates:
             self._clock[name] = round(self._clock.get(name, 0.0) + time.monotonic() - begin, 2)
 
 
-def cost(found: Measurement, price: float) -> float:
-    """Price of a million requests: core-hours at full throughput times the price of one."""
-    core_hours = float(found.protocol["threads"]) * 1e6 / found.metrics["qps"] / 3600
-    return price * core_hours
+def core_hours(found: Measurement) -> float:
+    """Core-hours that a million requests take at full throughput; times the price of one it is their cost."""
+    return float(found.protocol["threads"]) * 1e6 / found.metrics["qps"] / 3600

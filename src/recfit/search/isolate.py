@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -10,11 +12,14 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import psutil
+from tqdm import tqdm
 
 from recfit.types import RecfitError
 
 # The fork server imports the heavy modules once; every candidate starts from it in milliseconds.
 PRELOAD = ["recfit.search.build"]
+# Seconds that a child has to end by itself after its answer.
+GOODBYE = 5.0
 
 
 class Failed(RecfitError):
@@ -32,9 +37,9 @@ def isolated(function: Callable[..., Any], *arguments: Any, memory_gb: float, se
     try:
         return _answer(process, here, memory_gb, seconds)
     finally:
-        if process.is_alive():
-            process.kill()
+        process.kill()
         process.join()
+        process.close()
         here.close()
 
 
@@ -52,12 +57,15 @@ def _answer(process: Any, pipe: Connection, memory_gb: float, seconds: float) ->
     except EOFError:
         process.join()
         raise Failed(f"the process died with exit code {process.exitcode}") from None
+    process.join(GOODBYE)  # a process that is killed while it cleans up leaks what it holds
     if kind == "failed":
         raise Failed(answer)
     return answer
 
 
 def _run(pipe: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    threading.Thread(target=_follow_parent, daemon=True).start()
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore between processes, which a killed child leaks
     try:
         pipe.send(("ok", function(*arguments)))
     except RecfitError as error:
@@ -65,6 +73,14 @@ def _run(pipe: Connection, function: Callable[..., Any], arguments: tuple[Any, .
     except BaseException as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         pipe.send(("failed", f"{type(error).__name__}: {error} ({last.filename.rsplit('/', 1)[-1]}:{last.lineno})"))
+
+
+def _follow_parent() -> None:
+    """End with the parent, even a killed one: a rerun must not meet a child that still writes."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _rss_gb(pid: int) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import zip_longest
 
 from recfit.measure.statistics import interval
 from recfit.search.budget import Budget, shortfall
@@ -13,23 +14,33 @@ from recfit.techniques import Context, Technique, available
 # A survivor is extended by every technique; only the best few are worth more training.
 PARENTS = 6
 TRAINED_PARENTS = 2
+SINGLES_SHARE = 0.6
 
 
 def singles(context: Context, wanted: Sequence[str]) -> list[Recipe]:
-    """Every technique alone, in every variant."""
-    return [Recipe((step,)) for variants in available(wanted) for step in variants(context)]
+    """Every technique alone: what costs no training first, then the variants of each technique in turn."""
+    groups = [variants(context) for variants in available(wanted)]
+    turns = [step for turn in zip_longest(*groups) for step in turn if step is not None]
+    return [Recipe((step,)) for step in sorted(turns, key=lambda step: step.trains)]
 
 
-def proposals(study: Study, budget: Budget, context: Context, wanted: Sequence[str]) -> Iterator[Recipe]:
+def proposals(
+    study: Study, budget: Budget, context: Context, wanted: Sequence[str], spent: Callable[[], float]
+) -> Iterator[Recipe]:
     """Recipes the study does not know yet, the most promising first, until nothing is left to try.
 
-    It looks at the study again before each proposal, so what was just measured steers what comes next.
+    It looks at the study again before each proposal, so what was just measured steers what comes next. `spent` is the
+    share of the search's limits that is used up; singles stop in time to leave room for chains.
     """
     first = singles(context, wanted)
-    yield from (recipe for recipe in first if recipe.id not in study.candidates)
+    for recipe in first:
+        if spent() >= SINGLES_SHARE:
+            break
+        if recipe.id not in study.candidates:
+            yield recipe
     steps = [recipe.steps[0] for recipe in first]
-    while (recipe := _best_child(study, budget, steps)) is not None:
-        yield recipe
+    while (child := _best_child(study, budget, steps)) is not None:
+        yield child
 
 
 def _best_child(study: Study, budget: Budget, steps: Sequence[Technique]) -> Recipe | None:

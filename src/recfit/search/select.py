@@ -33,10 +33,11 @@ def frontier(candidates: Sequence[Candidate], budget: Budget) -> list[Candidate]
 
 @dataclass(frozen=True)
 class Miss:
-    """The candidate that comes closest to an infeasible budget, and the limit that binds it most."""
+    """The candidate that comes closest to an infeasible budget, and the limit that binds it most (`broken, undecided`)."""
 
     candidate: Candidate
     binding: str
+    state: str
     text: str
 
 
@@ -70,7 +71,7 @@ def _nearest(
     budget: Budget,
     verdicts: Mapping[str, Mapping[str, str]],
 ) -> Miss:
-    """Fewest broken limits first, then the smallest worst shortfall."""
+    """The smallest worst shortfall first, then the fewest limits that don't hold, then the objective."""
 
     def misses(found: Candidate) -> dict[str, float]:
         return {
@@ -88,7 +89,7 @@ def _nearest(
     binding = max(gaps, key=lambda metric: gaps[metric])
     limit = next(limit for limit in budget.limits if limit.metric == binding)
     value, state = best.metrics[binding], verdicts[best.id][binding]
-    return Miss(best, binding, f"{limit.text(original.metrics)}, the nearest has {value:.4g} ({state})")
+    return Miss(best, binding, state, f"{limit.text(original.metrics)}, the nearest has {value:.4g} ({state})")
 
 
 def require(choice: Choice) -> Candidate:
@@ -96,7 +97,10 @@ def require(choice: Choice) -> Candidate:
     if choice.chosen is not None:
         return choice.chosen
     assert choice.nearest is not None
+    miss = choice.nearest
+    step = "Relax that limit or allow more candidates"
+    if miss.state == "undecided":
+        step = "More test users can decide it; accept_undecided = true (--accept-undecided) lets it count"
     raise Infeasible(
-        f"no candidate holds every limit. The nearest is {choice.nearest.candidate.name!r}; what binds: "
-        f"{choice.nearest.text}. Relax that limit, allow more candidates, or give more test users"
+        f"no candidate holds every limit. The nearest is {miss.candidate.name!r}; what binds: {miss.text}. {step}"
     )

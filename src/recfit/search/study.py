@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -55,7 +56,11 @@ class Study:
             self._take(row)
 
     def begin(self, facts: Mapping[str, Any], identity: str) -> None:
-        """Start, or go on with, the study of `identity` (a digest of data, split, original and training settings)."""
+        """Start, or go on with, the study of `identity` (a digest of data, split, original and training settings).
+
+        One process at a time may go on with a study.
+        """
+        self._lock()
         known = self.facts.get("identity")
         if known not in (None, identity):
             raise ConfigError(
@@ -71,20 +76,24 @@ class Study:
             path = self._users_path(candidate.id)
             path.parent.mkdir(exist_ok=True)
             draft = path.with_suffix(".draft.npz")
-            np.savez(draft, allow_pickle=False, **{name: values.astype(np.float32) for name, values in users.items()})
+            stored: dict[str, Any] = {name: values.astype(np.float32) for name, values in users.items()}
+            np.savez(draft, **stored)
             draft.replace(path)
         self._append({"row": "candidate", **asdict(candidate)})
 
     def note(self, **facts: Any) -> None:
-        """Add facts about the whole study."""
-        self._append({"row": "study", **facts})
+        """Add facts about the whole study, where it does not know them yet."""
+        if any(self.facts.get(name) != value for name, value in facts.items()):
+            self._append({"row": "study", **facts})
 
     def measured(self, candidate: Candidate) -> Measured:
         """The candidate's numbers with its per-user values (none where it fell before its quality was measured)."""
         path = self._users_path(candidate.id)
         users: dict[str, Samples] = {}
-        if candidate.status == "done" and path.exists():
-            with np.load(path) as stored:
+        if candidate.status == "done":
+            if not path.is_file():
+                raise ConfigError(f"{path} is missing, without it {candidate.name!r} cannot be judged; restore it")
+            with np.load(path, allow_pickle=False) as stored:
                 users = {name: stored[name].astype(np.float64) for name in stored.files}
         return Measured(candidate.metrics, candidate.intervals, users)
 
@@ -99,8 +108,10 @@ class Study:
         return self.path("quality", f"{id}.npz")
 
     def _append(self, row: dict[str, Any]) -> None:
-        with self._ledger.open("a") as file:
-            file.write(json.dumps(row, sort_keys=True) + "\n")
+        with self._ledger.open("a+b") as file:
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)  # a last line that a crash cut short; readers leave it alone
+            file.write(json.dumps(row, sort_keys=True).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
         self._take(row)
@@ -108,18 +119,33 @@ class Study:
     def _take(self, row: dict[str, Any]) -> None:
         kind = row.pop("row")
         if kind == "study":
+            if "budget" in row and row["budget"] != self.facts.get("budget"):
+                # What fell for the limits of another budget may hold this one's: it is no longer known.
+                fallen = [id for id, found in self.candidates.items() if found.status == "screened out"]
+                for id in fallen:
+                    del self.candidates[id]
             self.facts |= row
         else:
             candidate = Candidate(**row)
             self.candidates[candidate.id] = candidate
 
     def _read(self) -> Iterator[dict[str, Any]]:
-        """The complete rows; a last line that a crash cut short is dropped from the file."""
+        """The complete rows; a last line that a crash cut short, or that is just being written, is left out."""
         if not self._ledger.exists():
             return
         data = self._ledger.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
-            self._ledger.write_bytes(whole)
-        for line in whole.splitlines():
+        for line in data[: data.rfind(b"\n") + 1].splitlines():
             yield json.loads(line)
+
+    def _lock(self) -> None:
+        """Held until this process ends; two that build the same bundles would spoil each other's numbers."""
+        import fcntl  # POSIX, like all of the search; reading a study works without
+
+        handle = os.open(self.path("lock"), os.O_CREAT | os.O_RDWR)
+        weakref.finalize(self, os.close, handle)
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(
+                f"another process is working on {self.directory}; wait for it or set another [search] directory"
+            ) from None

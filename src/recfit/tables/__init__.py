@@ -3,7 +3,8 @@
 A format's file offers
 
 * `Config`: a frozen dataclass of its settings;
-* `write(vectors, directory, config)`: stores `vectors` (float32 [n_items, dim], row order) in `directory`;
+* `write(vectors, directory, config)`: stores `vectors` (float32 [n_items, dim], row order) in `directory`, or
+  refuses with `Unsupported` what it cannot hold;
 * `open_table(directory, config, threads) -> Table`.
 
 Reading needs NumPy and ONNX Runtime only; `write` may import `onnx`.
@@ -17,7 +18,7 @@ from recfit.types import FloatArray, IntArray
 
 
 class Table(Protocol):
-    """The item side of an encoder, as it is stored and scanned."""
+    """The item side of an encoder, as it is stored and scanned. What a query scores never depends on its batch."""
 
     def rows(self, items: IntArray) -> FloatArray:
         """The vectors of item rows of any shape: float32 [*items.shape, dim]."""

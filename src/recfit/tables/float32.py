@@ -33,7 +33,7 @@ class Float32:
         self.scores = _scan.Scan(directory, threads)
 
     def rows(self, items: IntArray) -> FloatArray:
-        return self._rows[items]
+        return self._rows.take(items, axis=0)
 
     def rescore(self, queries: FloatArray, items: IntArray) -> FloatArray:
         return _scan.dot(self.rows(items), queries)

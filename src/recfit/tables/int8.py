@@ -1,13 +1,15 @@
 """Rows as int8 with one float scale a row (symmetric): 1 byte a number + 4 bytes a row.
 
-`scale_i = max|v_i| / 127`, `q_i = round(v_i / scale_i)`; the query is quantized to uint8 on the fly and the
-product runs on integers (Gemmlowp scheme, arXiv 1712.05877, eq. 1-7, with a zero point of 0 for the rows).
+`scale_i = max|v_i| / 127`, `q_i = round(v_i / scale_i)`; each query is quantized the same way on the fly, and the
+product runs on integers (Gemmlowp scheme, arXiv 1712.05877, eq. 1-7, with a zero point of 0).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,26 +25,37 @@ class Config:
 
 
 def write(vectors: FloatArray, directory: Path, config: Config) -> None:
-    from onnx import helper, numpy_helper
+    from onnx import numpy_helper
 
-    scales = np.maximum(np.abs(vectors).max(axis=1), np.finfo(np.float32).tiny) / 127
-    rows = np.clip(np.rint(vectors / scales[:, None]), -127, 127).astype(np.int8)
-    nodes = [
-        helper.make_node("DynamicQuantizeLinear", ["query"], ["q", "q_scale", "q_zero"]),
-        helper.make_node(
-            "QGemm",
-            ["q", "q_scale", "q_zero", "rows", "scales", "zeros"],
-            ["scores"],
-            domain="com.microsoft",
-            transB=1,
-        ),
+    peaks = np.abs(vectors).max(axis=1)
+    scales = np.where(peaks > 0, peaks / 127, 1.0).astype(np.float32)
+    rows = np.rint(vectors / scales[:, None]).clip(-127, 127).astype(np.int8)
+    constants = {
+        "scales": scales,
+        "zeros": np.zeros(len(rows), np.int8),
+        "step": np.float32(1 / 127),
+        "middle": np.uint8(128),
+        "smallest": np.float32(1e-30),
+    }
+    extra = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    _scan.write_graph(directory, _nodes(), rows, extra)
+    np.save(directory / SCALES, scales)
+
+
+def _nodes() -> Sequence[Any]:
+    """Queries are scaled to [-1, 1] one by one, where `DynamicQuantizeLinear` would give a batch one common scale."""
+    from onnx import helper
+
+    product = ["q", "step", "middle", "rows", "scales", "zeros"]
+    return [
+        helper.make_node("Abs", ["query"], ["sizes"]),
+        helper.make_node("ReduceMax", ["sizes"], ["largest"], axes=[1]),
+        helper.make_node("Max", ["largest", "smallest"], ["peak"]),
+        helper.make_node("Div", ["query", "peak"], ["unit"]),
+        helper.make_node("QuantizeLinear", ["unit", "step", "middle"], ["q"]),
+        helper.make_node("QGemm", product, ["unit_scores"], domain="com.microsoft", transB=1),
+        helper.make_node("Mul", ["unit_scores", "peak"], ["scores"]),
     ]
-    extra = [
-        numpy_helper.from_array(scales.astype(np.float32), "scales"),
-        numpy_helper.from_array(np.zeros(len(rows), np.int8), "zeros"),
-    ]
-    _scan.write_graph(directory, nodes, rows, extra)
-    np.save(directory / SCALES, scales.astype(np.float32))
 
 
 def open_table(directory: Path, config: Config, threads: int) -> Int8:
@@ -52,11 +65,11 @@ def open_table(directory: Path, config: Config, threads: int) -> Int8:
 class Int8:
     def __init__(self, directory: Path, config: Config, threads: int) -> None:
         self._rows = _scan.open_rows(directory, np.int8, config.dim)
-        self._scales: FloatArray = np.load(directory / SCALES, mmap_mode="r")
+        self._scales: FloatArray = np.load(directory / SCALES)
         self.scores = _scan.Scan(directory, threads)
 
     def rows(self, items: IntArray) -> FloatArray:
-        return self._rows[items] * self._scales[items][..., None]
+        return self._rows.take(items, axis=0) * self._scales.take(items)[..., None]
 
     def rescore(self, queries: FloatArray, items: IntArray) -> FloatArray:
         return _scan.dot(self.rows(items), queries)

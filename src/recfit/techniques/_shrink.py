@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Protocol
 
-from recfit.models import Model
+from recfit.models import Encoder, Model
 from recfit.pipeline import Pipeline
 from recfit.techniques import Context
 from recfit.training import Distill
@@ -32,11 +32,15 @@ def size_of(model: Model, axis: str) -> int:
 
 
 def fine_tuned(pipeline: Pipeline, model: Model, context: Context, settings: FineTuning) -> Pipeline:
-    """`pipeline` with the shrunk `model`, fine-tuned for `settings.epochs` (0 leaves it as it was cut)."""
+    """`pipeline` with the shrunk `model`, fine-tuned for `settings.epochs` (0 leaves it as it was cut).
+
+    An encoder learns from the original's scores too, which come cheap; a ranker's would cost a scan for every event.
+    """
     if settings.epochs > 0:
+        lesson = Distill(context.original.main.model) if isinstance(model, Encoder) else None
         context.train(
             model,
-            distill=Distill(context.original.main.model),
+            distill=lesson,
             epochs=settings.epochs,
             data_fraction=settings.data_fraction,
             learning_rate=settings.learning_rate,

@@ -7,14 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from recfit.models import Encoder, Model, Rotatable
+from recfit.models import Causal, Encoder, Model, Rotatable
 from recfit.pipeline import Pipeline
 from recfit.techniques import Context
 from recfit.techniques._shrink import fine_tuned, size_of
-from recfit.types import Unsupported
+from recfit.types import Split, Unsupported
+
+CALIBRATION = 256  # users whose request vectors are looked at
 
 
 @dataclass(frozen=True)
@@ -37,13 +40,13 @@ class Technique:
         now = size_of(model, self.axis)
         if self.size >= now:
             raise Unsupported(f"size={self.size} is not below the {now} of {self.axis}; pass size <= {now - 1}")
-        model, keep = self._choose(model)
+        model, keep = self._choose(model, context)
         return fine_tuned(pipeline, model.shrink(self.axis, keep), context, self)
 
-    def _choose(self, model: Model) -> tuple[Model, Tensor]:
+    def _choose(self, model: Model, context: Context) -> tuple[Model, Tensor]:
         """The model, rotated where that helps, and the units that stay."""
         if self.axis == "embedding_dim" and isinstance(model, Rotatable):
-            return model.rotated(principal_axes(model)), torch.arange(self.size)
+            return model.rotated(principal_axes(model, context.split)), torch.arange(self.size)
         if self.axis == "history_length":
             return model, torch.arange(self.size)
         return model, torch.topk(model.importance(self.axis), self.size).indices.sort().values
@@ -59,12 +62,24 @@ class Technique:
         ]
 
 
-def principal_axes(model: Model) -> Tensor:
-    """An orthogonal matrix [d, d], columns ordered by how much of the item vectors' energy they hold."""
-    if not isinstance(model, Encoder):
-        raise Unsupported(f"{model.kind} has no item vectors to rotate")
+def principal_axes(model: Model, split: Split) -> Tensor:
+    """An orthogonal matrix [d, d], columns by falling share of the energy of item vectors and request vectors together.
+
+    Both count alike: a direction matters for a score only where both sides of the product use it.
+    """
+    assert isinstance(model, Encoder)
     with torch.no_grad():
-        vectors = model.item_vectors().double()
-        _, basis = torch.linalg.eigh(vectors.T @ vectors)
+        energy = _energy(model.item_vectors())
+        if isinstance(model, Causal):
+            past = split.train.histories().last(model.max_history).take(np.arange(min(CALIBRATION, split.n_users)))
+            tokens = torch.from_numpy(past.padded(model.max_history))
+            energy = energy + _energy(model.states(tokens)[tokens > 0])
+        _, basis = torch.linalg.eigh(energy)
     largest_first: Tensor = basis.flip(1).float()
     return largest_first
+
+
+def _energy(vectors: Tensor) -> Tensor:
+    """The second moment of `vectors` [n, d], scaled to trace 1."""
+    moment = vectors.T.double() @ vectors.double()
+    return moment / moment.trace()

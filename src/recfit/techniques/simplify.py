@@ -11,6 +11,10 @@ from recfit.pipeline import Pipeline, Stage
 from recfit.techniques import Context
 from recfit.techniques._students import students
 
+# Above this many items the dense weights (4 bytes x items^2) are no longer small.
+DENSE_ITEMS = 4000
+NEIGHBOURS = 200
+
 
 @dataclass(frozen=True)
 class Technique:
@@ -29,6 +33,12 @@ class Technique:
 
     @classmethod
     def variants(cls, context: Context) -> Sequence[Technique]:
-        """The simple families as baselines, then smaller versions of the original."""
-        simple = [cls(kind) for kind in ("popularity", "itemknn", "ease", "als")]
-        return [*simple, *(cls(kind, options) for kind, options in students(context.original.main.model))]
+        """The simple families, then smaller versions of the original."""
+        smaller = [cls(kind, options) for kind, options in students(context.original.main.model)]
+        return [*baselines(context.split.n_items), *smaller]
+
+
+def baselines(n_items: int) -> list[Technique]:
+    """The simple models that any original must beat. A dense EASE of a large catalogue keeps its strongest weights."""
+    weights = {} if n_items <= DENSE_ITEMS else {"neighbours": NEIGHBOURS}
+    return [Technique("popularity"), Technique("itemknn"), Technique("ease", weights), Technique("als")]

@@ -22,14 +22,14 @@ from tqdm import tqdm
 from recfit import models
 from recfit.models import Causal, Model, Solved, as_module
 from recfit.training import checkpoint as checkpoints
-from recfit.training.batches import Batch, Sequences, crops, examples
+from recfit.training.batches import Batch, Sequences, crops, examples, inputs_for
 from recfit.training.checkpoint import Progress
 from recfit.training.evaluation import Evaluation, evaluate
 from recfit.training.settings import Distill, Epoch, Fit, Trained
 from recfit.training.steps import Step, check_trainable, longest_window
 from recfit.types import DataError, IntArray, Queries, Split
 
-__all__ = ["Distill", "Epoch", "Fit", "Trained", "evaluate", "train"]
+__all__ = ["Distill", "Epoch", "Fit", "Trained", "evaluate", "inputs_for", "train"]
 
 VALIDATION_QUERIES = 2000
 MAX_NORM = 5.0

@@ -44,9 +44,10 @@ class Step:
         targets = batch.window[:, -history.shape[1] :][real] - 1
         if self.distill is None:
             return self._own(vectors, targets)
-        if isinstance(self.distill.teacher, Causal):
+        teacher = self.distill.teacher
+        if isinstance(teacher, Causal) and teacher.max_history >= history.shape[1]:
             return self._own(vectors, targets, self._taught_positions(batch, real))
-        # The teacher only answers the whole window, so only the newest position hears it.
+        # The teacher can't answer every prefix, so only the newest position hears it.
         ends = real.sum(1).cumsum(0) - 1
         return self._own(vectors, targets) + self._own(vectors[ends], targets[ends], self._taught(batch), 0.0)
 
@@ -74,9 +75,7 @@ class Step:
         """A causal teacher's answers after every prefix that the student answers."""
         distill, teacher = _asked(self.distill), _asked(self.distill).teacher
         length = real.shape[1]
-        history = batch.history[:, -max(length, teacher.max_history) :]
-        if teacher.max_history < length:
-            raise ConfigError(f"the teacher reads {teacher.max_history} events, its student {length}; give it no more")
+        history = batch.history[:, -teacher.max_history :]
         model: Any = teacher
         vectors = model.states(history)[:, -length:][real].float()
         return Soft(vectors, model.item_vectors().float(), distill.temperature, distill.alpha)

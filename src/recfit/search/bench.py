@@ -1,0 +1,89 @@
+"""What the steps of one study share."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recfit import config, data
+from recfit.data.splits import split as split_by
+from recfit.measure import Plan
+from recfit.search.budget import Budget
+from recfit.search.build import Workshop
+from recfit.search.evaluate import Gates, Limits
+from recfit.search.study import Study
+from recfit.training import Fit
+from recfit.types import ConfigError, IntArray, Interactions, Split
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Settings, data, study, budget; `say` takes a line for the person who waits."""
+
+    settings: config.Settings
+    interactions: Interactions
+    split: Split
+    study: Study
+    workshop: Workshop
+    budget: Budget
+    plan: Plan
+    say: Say
+
+    @property
+    def popularity(self) -> IntArray:
+        """Training events of every item."""
+        return np.bincount(self.split.train.item, minlength=self.split.n_items).astype(np.int64)
+
+    @property
+    def minutes_spent(self) -> float:
+        """What the candidates of the study took so far, over all runs."""
+        return sum(sum(found.seconds.values()) for found in self.study.candidates.values()) / 60
+
+    def gates(self) -> Gates:
+        """The gates, with the time that is left of `[search] max_minutes` (one minute at least)."""
+        search = self.settings.search
+        left = max(1.0, search.max_minutes - self.minutes_spent) * 60
+        limits = Limits(search.memory_gb, time.monotonic() + left)
+        return Gates(self.study, self.budget, self.workshop, limits, self.plan, self.popularity)
+
+
+def prepare(settings: config.Settings | str | Path, say: Say = print) -> Bench:
+    """Read the data, split it, open the study."""
+    if not isinstance(settings, config.Settings):
+        settings = config.load(settings)
+    search = settings.search
+    budget = budget_of(settings.budget)
+    fit = fit_settings({**settings.model.fit, **search.fit}, search.threads)
+    interactions = data.from_config(settings.data)
+    split = split_by(interactions, settings.data.split)
+    say(
+        f"{interactions.name}: {len(interactions):,} events, {split.n_users:,} users, {split.n_items:,} items; "
+        f"{split.protocol}, {len(split.validation):,} validation and {len(split.test):,} test requests"
+    )
+    study = Study(Path(search.directory))
+    workshop = Workshop(split, study.path("original"), study.path("models"), fit, search.threads, progress=True)
+    plan = Plan(requests=search.requests, rate=search.rate)
+    return Bench(settings, interactions, split, study, workshop, budget, plan, say)
+
+
+def budget_of(settings: config.Budget) -> Budget:
+    """The budget that `[budget]` states."""
+    values = asdict(settings)
+    return Budget.of(values.pop("limits"), **values)
+
+
+def fit_settings(values: Mapping[str, Any], threads: int) -> Fit:
+    """Training settings; an unknown key names what is allowed."""
+    allowed = [item.name for item in dataclasses.fields(Fit)]
+    for key in values:
+        if key not in allowed:
+            raise ConfigError(f"[model.fit] has no setting {key!r}; allowed: {', '.join(allowed)}")
+    return Fit(**{"threads": threads, **values})

@@ -1,0 +1,165 @@
+"""The original: trained here or loaded, measured as it is run today and as a bundle, compared with simple models first."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recfit import config, data, models
+from recfit import pipeline as pipelines
+from recfit.data.splits import split as split_by
+from recfit.measure.statistics import paired
+from recfit.pipeline import Pipeline, Stage
+from recfit.search.bench import Bench, fit_settings
+from recfit.search.build import Workshop
+from recfit.search.evaluate import SCREEN_SLACK, STRUCTURAL
+from recfit.search.isolate import isolated
+from recfit.search.recipe import Recipe
+from recfit.search.study import Candidate
+from recfit.selecting import line
+from recfit.techniques import make
+from recfit.techniques.simplify import baselines
+from recfit.training import Fit, train
+from recfit.types import ConfigError, Split
+
+
+def measured_original(bench: Bench) -> None:
+    """Train or load the original, check that the study is this original's, measure it as B (ONNX Runtime) and A (PyTorch)."""
+    settings, study = bench.settings, bench.study
+    study.begin({"data": data_facts(bench)}, identity(settings, bench.split))
+    study.note(budget=asdict(settings.budget))
+    if not pipelines.saved(bench.workshop.original):
+        chosen = settings.model
+        bench.say(f"original: {chosen.path or chosen.factory or chosen.kind} {dict(chosen.options) or ''}")
+        begin = time.monotonic()
+        isolated(make_original, settings, bench.workshop, memory_gb=settings.search.memory_gb, seconds=24 * 3600.0)
+        study.note(original_seconds=round(time.monotonic() - begin, 1))
+    threads = settings.search.serve_threads
+    reference = Recipe(() if threads == 1 else (make("runtime", {"threads": threads}),))
+    eager = Recipe((make("runtime", {"name": "torch", "threads": threads}),))
+    for key, recipe in (("original", reference), ("eager", eager)):
+        found = known_or_run(bench, recipe)
+        if found.status != "done":
+            raise ConfigError(f"the original cannot be measured: {found.reason}")
+        study.note(**{key: recipe.id})
+
+
+def known_or_run(bench: Bench, recipe: Recipe) -> Candidate:
+    """The candidate of `recipe`, measured now if the study does not know it."""
+    known = bench.study.candidates.get(recipe.id)
+    if known is not None:
+        return known
+    found = bench.gates().run(recipe)
+    count, most = len(bench.study.candidates), bench.settings.search.max_candidates
+    bench.say(f"[{count}/{most}, {bench.minutes_spent:.1f} min] {line(found, bench.budget)}")
+    return found
+
+
+def compared(bench: Bench) -> None:
+    """Measure the simple models, and say first of all if the original loses to one of them."""
+    found = [known_or_run(bench, Recipe((step,))) for step in baselines(bench.split.n_items)]
+    metric = bench.budget.quality_metric
+    base = bench.study.measured(bench.study.candidates[bench.study.facts["original"]])
+    for candidate in found:
+        if candidate.status == "done":
+            gain = paired(bench.study.measured(candidate).users[metric], base.users[metric])
+            if gain.low > 0:
+                bench.say(
+                    f"WARNING: the original loses to {candidate.name}: {metric} {base.metrics[metric]:.4f} against "
+                    f"{candidate.metrics[metric]:.4f} (difference {gain.low:+.4f} to {gain.high:+.4f}). Mend it before "
+                    "fitting it into a budget, or take the simple model"
+                )
+
+
+def reachable(bench: Bench) -> bool:
+    """Say for every limit what the least and the original need; False if a limit is below what any bundle needs here.
+
+    The least is what the engine itself takes: popularity, and popularity from precomputed lists.
+    """
+    popular = make("simplify", {"kind": "popularity"})
+    recipes = [Recipe((popular,)), Recipe((popular, make("cache", {"share": 1.0})))]
+    found = [candidate for recipe in recipes if (candidate := known_or_run(bench, recipe)).status == "done"]
+    base = bench.study.measured(bench.study.candidates[bench.study.facts["original"]])
+    possible = True
+    for limit in bench.budget.limits:
+        if limit.metric in STRUCTURAL and found:
+            least = min(candidate.metrics[limit.metric] for candidate in found)
+            state = "out of reach" if least > limit.absolute(base.metrics) * SCREEN_SLACK else "open"
+            possible &= state == "open"
+            bench.say(
+                f"limit {limit.text(base.metrics)}: the least any bundle needs here is {least:.4g}, "
+                f"the original {base.metrics[limit.metric]:.4g}: {state}"
+            )
+    return possible
+
+
+def identity(settings: config.Settings, split: Split) -> str:
+    """A digest of what a study's numbers depend on: data, split, original, training, threads."""
+    model, search = asdict(settings.model), settings.search
+    parts = [split.target_hash, split.protocol, len(split.train), model, dict(search.fit), search.serve_threads]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def train_original(
+    settings: config.Settings | str | Path, output: Path, say: Callable[[str], None]
+) -> dict[str, float]:
+    """Train the original of a config, without a study; stores the model at `output`, returns how it went."""
+    if not isinstance(settings, config.Settings):
+        settings = config.load(settings)
+    split = split_by(data.from_config(settings.data), settings.data.split)
+    fit = fit_settings(settings.model.fit, settings.search.threads)
+    model = build_original(settings.model, split, fit)
+    say(f"{model.kind}, {parameters(model):,} parameters")
+    trained = train(model, split, fit, checkpoint=output.with_suffix(".checkpoint"))
+    models.save(model, output)
+    return {"ndcg@10": trained.ndcg, "seconds": trained.seconds, "epochs": len(trained.epochs)}
+
+
+def parameters(model: models.Model) -> int:
+    """How many numbers training sets."""
+    return sum(part.numel() for part in models.as_module(model).parameters())
+
+
+def build_original(settings: config.Model, split: Split, fit: Fit) -> models.Model:
+    """The untrained original that `[model]` names."""
+    torch.set_num_threads(fit.threads)
+    torch.manual_seed(fit.seed)
+    kind = "custom" if settings.factory else settings.kind
+    options = {"factory": settings.factory, "options": settings.options} if settings.factory else settings.options
+    return models.build(kind, options, models.catalogue_of(split))
+
+
+def make_original(settings: config.Settings, workshop: Workshop) -> None:
+    """Runs in a child: train or load the original and store it."""
+    chosen = settings.model
+    if chosen.path is not None:
+        model = models.load(Path(chosen.path))
+    else:
+        fit = fit_settings(chosen.fit, workshop.threads)
+        model = build_original(chosen, workshop.split, fit)
+        checkpoint = workshop.original.with_suffix(".checkpoint")
+        train(model, workshop.split, fit, checkpoint=checkpoint, progress=workshop.progress)
+    pipelines.save(Pipeline(Stage(model)), workshop.original)
+
+
+def data_facts(bench: Bench) -> dict[str, Any]:
+    """What the report says of the data and the protocol."""
+    split = bench.split
+    return {
+        "name": bench.interactions.name,
+        "users": split.n_users,
+        "items": split.n_items,
+        "events": len(bench.interactions),
+        "protocol": split.protocol,
+        "target_hash": split.target_hash,
+        "validation_queries": len(split.validation),
+        "test_queries": len(split.test),
+        "masking": "full catalogue, items of the request's history removed",
+    }
