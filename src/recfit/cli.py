@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from recfit.types import ConfigError, RecfitError
 
 DESCRIPTION = """Fit a recommender into its budget: measure what every way of making it smaller and faster costs,
 pick the best that holds the budget, serve it."""
+START = """start with:
+  recfit init --data events.csv         writes recfit.toml; state your budget in it
+  recfit optimize recfit.toml           measures, chooses, exports a bundle and a report
+  recfit serve runs/study/bundle        answers requests over HTTP"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,11 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         options.run(options)
-    except RecfitError as error:
+    except (RecfitError, OSError) as error:
         if options.json:
             print(json.dumps({"error": type(error).__name__, "message": str(error)}))
         print(f"recfit: {error}", file=sys.stderr)
-        return error.exit_code
+        return error.exit_code if isinstance(error, RecfitError) else 2
     except KeyboardInterrupt:
         print("\nrecfit: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
@@ -34,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
-    root = argparse.ArgumentParser("recfit", description=DESCRIPTION)
+    root = argparse.ArgumentParser("recfit", description=DESCRIPTION, epilog=START, formatter_class=_Help)
+    root.add_argument("--version", action="version", version=f"recfit {metadata.version('recfit')}")
     commands = root.add_subparsers(metavar="COMMAND", required=True)
 
     add = _adder(commands)
@@ -47,12 +57,12 @@ def parser() -> argparse.ArgumentParser:
     add("doctor", doctor_command, "check this machine: packages, runtimes, instruction sets", "recfit doctor")
 
     data = commands.add_parser("data", help="look at interactions").add_subparsers(metavar="COMMAND", required=True)
-    describe = _adder(data)("describe", describe_command, "what the data holds", "recfit data describe events.csv")
+    describe = _adder(data)("describe", describe_command, "show what the data holds", "recfit data describe events.csv")
     describe.add_argument("source", help="a recfit.toml, a file of interactions or a known name")
     _data_options(describe)
 
     train = add("train", train_command, "train the original of a config", "recfit train recfit.toml -o model/")
-    train.add_argument("config", type=Path)
+    train.add_argument("config", type=Path, help="a recfit.toml; `recfit init` writes one")
     train.add_argument("-o", "--output", type=Path, required=True, help="the folder for the trained model")
 
     optimize = add(
@@ -61,21 +71,21 @@ def parser() -> argparse.ArgumentParser:
         "measure the ways of paying for a budget, choose, export",
         "recfit optimize recfit.toml",
     )
-    optimize.add_argument("config", type=Path)
+    optimize.add_argument("config", type=Path, help="a recfit.toml; `recfit init` writes one")
 
     select = add(
         "select",
         select_command,
         "answer another budget from a finished study, without training",
-        "recfit select runs/study --limit p99_ms=0.5 --limit ndcg@10=99%% --objective memory",
+        "recfit select runs/study --limit p99_ms=0.5 --limit ndcg@10=99% --objective memory",
     )
-    select.add_argument("study", type=Path)
+    select.add_argument("study", type=Path, help="the [search] directory of an `optimize` run")
     _budget_options(select)
 
     report = add(
         "report", report_command, "write the HTML report of a study", "recfit report runs/study -o report.html"
     )
-    report.add_argument("study", type=Path)
+    report.add_argument("study", type=Path, help="the [search] directory of an `optimize` run")
     report.add_argument("-o", "--output", type=Path, help="the page (default: report.html in the study)")
     _budget_options(report)
 
@@ -85,9 +95,9 @@ def parser() -> argparse.ArgumentParser:
         "measure a bundle on this machine",
         "recfit measure runs/study/bundle --requests runs/study/test/requests.jsonl --targets runs/study/test/targets.csv",
     )
-    measure.add_argument("bundle", type=Path)
+    measure.add_argument("bundle", type=Path, help="a bundle's directory")
     measure.add_argument("--data", help="measure on the test split of this source or recfit.toml")
-    measure.add_argument("--requests", type=Path, help="measure on these requests (.jsonl) ...")
+    measure.add_argument("--requests", type=Path, help="measure on these requests (.jsonl, .csv) ...")
     measure.add_argument("--targets", type=Path, help="... with these targets (.csv)")
     measure.add_argument("--rate", type=float, help="also under Poisson arrivals of this many requests a second")
     measure.add_argument("--count", type=int, default=1500, help="requests behind the percentiles (default: 1500)")
@@ -99,22 +109,34 @@ def parser() -> argparse.ArgumentParser:
         "recommend for a file of requests",
         "recfit recommend runs/study/bundle --requests requests.jsonl --k 10 -o recs.csv",
     )
-    recommend.add_argument("bundle", type=Path)
+    recommend.add_argument("bundle", type=Path, help="a bundle's directory")
     recommend.add_argument("--requests", type=Path, required=True, help=".csv or .jsonl: user_id, history, exclude")
     recommend.add_argument("--k", type=int, default=10, help="items for every request (default: 10)")
     recommend.add_argument("-o", "--output", type=Path, required=True, help="the CSV: user_id,item_id,score,rank")
 
     serve = add("serve", serve_command, "answer requests over HTTP", "recfit serve runs/study/bundle --port 8000")
-    serve.add_argument("bundle", type=Path)
-    serve.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine only")
-    serve.add_argument("--port", type=int, default=8000, help="default: 8000; 0 takes any free port")
+    serve.add_argument("bundle", type=Path, help="a bundle's directory, or the recfit.toml whose study chose one")
+    serve.add_argument("--host", help="default: that of the recfit.toml, else 127.0.0.1, this machine only")
+    serve.add_argument("--port", type=int, help="default: that of the recfit.toml, else 8000; 0 takes any free port")
     return root
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Examples keep their lines; the options' names stand in one wide column."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28)
+
+    def add_argument(self, action: argparse.Action) -> None:
+        super().add_argument(action)
+        self._action_max_length += 2  # argparse forgets that the names of commands are indented
 
 
 def _adder(commands: Any) -> Callable[..., argparse.ArgumentParser]:
     def add(name: str, run: Callable[[Any], None], text: str, example: str) -> argparse.ArgumentParser:
+        description = f"{text[0].upper()}{text[1:]}."
         command: argparse.ArgumentParser = commands.add_parser(
-            name, help=text, description=text.capitalize() + ".", epilog=f"example: {example}"
+            name, help=text, description=description, epilog=f"example:\n  {example}", formatter_class=_Help
         )
         command.add_argument("--json", action="store_true", help="print JSON for machines")
         command.set_defaults(run=run)
@@ -125,10 +147,10 @@ def _adder(commands: Any) -> Callable[..., argparse.ArgumentParser]:
 
 def _data_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--split", default="leave_last", help="leave_last(n=1) or global_time(test=0.2, validation=0.1)"
+        "--split", help="leave_last(n=1) or global_time(test=0.2, validation=0.1) (default: leave_last)"
     )
     command.add_argument(
-        "--bad-rows", choices=("error", "drop"), default="error", help="what to do with rows that can't be read"
+        "--bad-rows", choices=("error", "drop"), help="what to do with rows that can't be read (default: error)"
     )
     command.add_argument("--format", help="the reader, where the file's suffix does not tell")
 
@@ -139,14 +161,17 @@ def _budget_options(command: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="METRIC=VALUE",
-        help="such as p99_ms=2, memory_mb=0.5x, ndcg@10=99%%",
+        help="such as p99_ms=2, memory_mb=0.5x, ndcg@10=99%%; replaces all limits of the study's budget",
     )
-    command.add_argument("--objective", choices=("quality", "latency", "memory", "cost"))
+    command.add_argument(
+        "--objective", choices=("quality", "latency", "memory", "cost"), help="default: that of the study's budget"
+    )
     command.add_argument("--accept-undecided", action="store_true", help="let limits count whose answer is undecided")
 
 
 def _say(options: Any, value: Any, text: str) -> None:
-    print(json.dumps(value, indent=1, default=str) if options.json else text)
+    """The result, as text or as JSON (numbers that are not finite become null)."""
+    print(msgspec.json.format(msgspec.json.encode(value), indent=1).decode() if options.json else text)
 
 
 def _progress(options: Any) -> Callable[[str], None]:
@@ -159,7 +184,12 @@ def init_command(options: Any) -> None:
 
     if options.output.exists():
         raise ConfigError(f"{options.output} exists already; choose another name with -o")
-    options.output.write_text(starter.config(options.data))
+    source = options.data
+    if Path(source).suffix and not Path(source).exists():
+        raise ConfigError(f"there is no file {source}; pass --data a file or a known name such as ml-100k")
+    if Path(source).exists():  # paths in a config are relative to its folder
+        source = os.path.relpath(source, options.output.parent)
+    options.output.write_text(starter.config(source))
     text = f"wrote {options.output}; look at its [budget], then run: recfit optimize {options.output}"
     _say(options, {"path": str(options.output)}, text)
 
@@ -209,7 +239,7 @@ def select_command(options: Any) -> None:
     value = {
         "id": chosen.id,
         "name": chosen.name,
-        "metrics": dict(chosen.metrics),
+        "metrics": budget.priced(chosen.metrics),
         "verdicts": choice.verdicts[chosen.id],
     }
     _say(options, {**value, "bundle": str(study.path("bundles", chosen.id))}, line(chosen, budget))
@@ -228,14 +258,17 @@ def report_command(options: Any) -> None:
 
 def measure_command(options: Any) -> None:
     from recfit import measure
+    from recfit.config import MIN_REQUESTS
     from recfit.measure.reading import queries_of, text
 
     if (options.data is None) == (options.requests is None):
         raise ConfigError("measure needs either --data or --requests with --targets")
     if options.requests is not None and options.targets is None:
         raise ConfigError("--requests needs --targets: the items that were right")
-    if options.count < measure.MIN_REQUESTS:
-        raise ConfigError(f"--count {options.count} is too few for a p99; pass at least {measure.MIN_REQUESTS}")
+    if options.count < MIN_REQUESTS:
+        raise ConfigError(f"--count {options.count} is too few for a p99; pass at least {MIN_REQUESTS}")
+    if options.rate is not None and options.rate <= 0:
+        raise ConfigError(f"--rate is {options.rate}; it is requests a second, above 0")
     with tempfile.TemporaryDirectory() as folder:
         pair = (options.requests, options.targets) if options.requests else _test_split(options, Path(folder))
         queries, popularity = queries_of(options.bundle, *pair)
@@ -262,22 +295,26 @@ def recommend_command(options: Any) -> None:
 
 
 def serve_command(options: Any) -> None:
+    from recfit import config
     from recfit.serve.run import run
 
-    run(options.bundle, options.host, options.port)
+    bundle, listen = options.bundle, config.Serve()
+    if bundle.suffix == ".toml":
+        settings = config.load(bundle)
+        bundle, listen = Path(settings.search.directory) / "bundle", settings.serve
+    run(bundle, options.host or listen.host, listen.port if options.port is None else options.port)
 
 
 def _data(options: Any, source: str) -> tuple[Any, Any]:
-    """Interactions and split of a recfit.toml, a file or a known name."""
+    """Interactions and split of a recfit.toml, a file or a known name; options win over the recfit.toml."""
     from recfit import config, data
     from recfit.data.splits import split
 
-    if source.endswith(".toml"):
-        settings = config.load(source).data
-        interactions = data.from_config(settings)
-        return interactions, split(interactions, settings.split)
-    interactions = data.load(source, format=options.format, bad_rows=options.bad_rows)
-    return interactions, split(interactions, options.split)
+    settings = config.load(source).data if source.endswith(".toml") else config.Data(source)
+    given = {name: getattr(options, name) for name in ("split", "bad_rows", "format")}
+    settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
+    interactions = data.from_config(settings)
+    return interactions, split(interactions, settings.split)
 
 
 def _test_split(options: Any, folder: Path) -> tuple[Path, Path]:

@@ -16,6 +16,14 @@ from recfit.types import ConfigError
 
 # Below that, a p99 is the word of fewer than ten requests.
 MIN_REQUESTS = 1000
+KINDS = {
+    str: "a text in quotes",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    tuple: "a list of texts",
+    Mapping: "a table",
+}
 
 
 @dataclass(frozen=True)
@@ -144,13 +152,13 @@ def anchored(settings: Settings, folder: Path) -> Settings:
     """The settings with paths resolved against `folder`; a `source` without suffix that is not there is a known name."""
 
     def resolve(value: str | None) -> str | None:
-        return None if value is None else str(folder / value)
+        return None if value is None else str((folder / value).resolve())
 
     source = settings.data.source
     named = not Path(source).suffix and not (folder / source).exists()
     data = dataclasses.replace(
         settings.data,
-        source=source if named else str(folder / source),
+        source=source if named else resolve(source) or source,
         user_features=resolve(settings.data.user_features),
         item_features=resolve(settings.data.item_features),
     )
@@ -191,13 +199,3 @@ def _value(hint: Any, value: Any, where: str, key: str) -> Any:
     if isinstance(value, origin) and not (isinstance(value, bool) and origin is int):
         return value
     raise ConfigError(f"{where} {key} is {value!r}, it must be {KINDS[origin]}")
-
-
-KINDS = {
-    str: "a text in quotes",
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    tuple: "a list of texts",
-    Mapping: "a table",
-}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -20,10 +21,11 @@ from recfit.engine import Engine
 from recfit.models import Tied
 from recfit.pipeline import CachePlan, Pipeline, Stage
 from recfit.registry import find
-from recfit.runtimes import Batch, StageSpec
-from recfit.types import Features, IntArray, Ragged, Rows, Split
+from recfit.runtimes import StageSpec
+from recfit.types import BundleError, Features, Ragged, Recommendation, Request, Rows, Split
 
 OPSET = 17
+QUANTIZED = ["MatMul", "Gemm", "Gather"]
 
 
 @dataclass(frozen=True)
@@ -50,39 +52,36 @@ def surroundings(split: Split, histories: Ragged) -> Surroundings:
 def export(pipeline: Pipeline, around: Surroundings, directory: Path, *, name: str, recipe: Mapping[str, Any]) -> Path:
     """Write `pipeline` as a sealed bundle at `directory`, in the place of a bundle that was there; returns `directory`.
 
-    It is written beside and moved there when it is whole. Raises `BundleError` rather than replace anything else.
+    It is written beside and moved there once it is whole. Raises `BundleError` rather than replace anything else.
     """
-    if directory.exists() and any(directory.iterdir()) and not (directory / bundle.MANIFEST).is_file():
-        raise BundleError(f"{directory} holds files that are no bundle; give a new or empty directory")
+    _check_replaceable(directory)
     draft = directory.with_name(f"{directory.name}.part")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
-    manifest = _write_parts(pipeline, around, draft)
-    _seal(pipeline, {"name": name, "recipe": recipe, **manifest}, draft)
-    shutil.rmtree(directory, ignore_errors=True)
-    return draft.rename(directory)
-
-
-def _write_parts(pipeline: Pipeline, around: Surroundings, directory: Path) -> dict[str, Any]:
+    stages = {key: asdict(_write_stage(stage, draft / key, pipeline)) for key, stage in pipeline.stages.items()}
+    _write_surroundings(around, draft)
+    plan = {"rank": None, **stages, "candidates": pipeline.candidates, "threads": pipeline.runtime.threads}
     manifest = {
         "name": name,
         "recipe": recipe,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "catalogue": {"users": len(around.user_ids), "items": len(around.item_ids)},
-        "pipeline": {
-            "retrieve": stages["retrieve"],
-            "rank": stages.get("rank"),
-            "candidates": pipeline.candidates,
-            "cache": None,
-            "threads": pipeline.runtime.threads,
-        },
+        "pipeline": {**plan, "cache": None},
         "promise": None,
     }
-    bundle.seal(directory, manifest)
+    bundle.seal(draft, manifest)
     if pipeline.cache is not None:
-        stored = _write_cache(pipeline.cache, around.histories, directory)
-        bundle.seal(directory, {**manifest, "pipeline": {**manifest["pipeline"], "cache": stored}})  # type: ignore[dict-item]
-    return directory
+        cache = _write_cache(pipeline.cache, around, draft)
+        bundle.seal(draft, {**manifest, "pipeline": {**plan, "cache": cache}})
+    shutil.rmtree(directory, ignore_errors=True)
+    return draft.rename(directory)
+
+
+def _check_replaceable(directory: Path) -> None:
+    whole = (directory / bundle.MANIFEST).is_file()
+    empty = not directory.exists() or (directory.is_dir() and not any(directory.iterdir()))
+    if not (whole or empty):
+        raise BundleError(f"{directory} holds something that is no bundle; give a new or empty directory")
 
 
 def _write_stage(stage: Stage, directory: Path, pipeline: Pipeline) -> StageSpec:
@@ -145,14 +144,15 @@ def _write_graph(stage: Stage, path: Path) -> None:
 
 def _quantize_graph(path: Path) -> None:
     """int8 weights and dynamically quantized activations for every matrix product of the graph at `path`."""
-    import logging
-
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    logging.getLogger().setLevel(logging.ERROR)  # it advises a pre-processing step that does nothing for these graphs
-    quantize_dynamic(
-        path, path, weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=["MatMul", "Gemm", "Gather"]
-    )
+    log = logging.getLogger()
+    level = log.level
+    log.setLevel(logging.ERROR)  # it advises a pre-processing step that does nothing for these graphs
+    try:
+        quantize_dynamic(path, path, weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=QUANTIZED)
+    finally:
+        log.setLevel(level)
 
 
 def example_inputs(stage: Stage) -> tuple[list[str], list[Tensor]]:
@@ -206,7 +206,7 @@ def _write_surroundings(around: Surroundings, directory: Path) -> None:
         "titles": around.titles,
         "user_features": None if features is None else {"names": features.names, "sizes": features.sizes},
     }
-    (directory / "catalogue.json").write_text(json.dumps(catalogue, ensure_ascii=False))
+    (directory / "catalogue.json").write_text(json.dumps(catalogue, ensure_ascii=False), encoding="utf-8")
     np.save(directory / "histories.indptr.npy", around.histories.indptr)
     np.save(directory / "histories.values.npy", around.histories.values)
     np.save(directory / "fallback.npy", around.fallback)
@@ -214,24 +214,27 @@ def _write_surroundings(around: Surroundings, directory: Path) -> None:
         np.save(directory / "user_features.npy", features.codes)
 
 
-def _write_cache(plan: CachePlan, histories: Ragged, directory: Path) -> dict[str, Any]:
-    """Precompute the lists of the most active users with the bundle itself."""
-    count = max(1, round(plan.share * len(histories)))
-    users = np.sort(np.argsort(-histories.sizes, kind="stable")[:count])
+def _write_cache(plan: CachePlan, around: Surroundings, directory: Path) -> dict[str, Any]:
+    """Precompute the lists of the most active users, asked one by one of the bundle itself."""
     engine = Engine(bundle.open_files(directory))
-    items = np.full((count, plan.length), -1, dtype=np.int32)
-    scores = np.zeros((count, plan.length), dtype=np.float32)
-    for start in range(0, count, 64):
-        for line, (rows, best) in enumerate(_lists(engine, users[start : start + 64], histories, plan.length), start):
-            items[line, : len(rows)], scores[line, : len(rows)] = rows, best
-    (directory / "cache").mkdir()
-    for name, array in (("users", users.astype(np.int64)), ("items", items), ("scores", scores)):
-        np.save(directory / "cache" / f"{name}.npy", array)
-    return {"users": count, "length": plan.length, "ttl_seconds": plan.ttl_seconds}
+    count = max(1, round(plan.share * len(around.user_ids)))
+    active = np.sort(np.argsort(-around.histories.sizes, kind="stable")[:count]).tolist()
+    length = min(plan.length, len(around.item_ids))
+    answers = {user: engine.recommend([Request(around.user_ids[user])], length)[0] for user in active}
+    # A fallback list is there already, and no cheaper to find in a cache.
+    answers = {user: answer for user, answer in answers.items() if answer.source == "model"}
+    _write_lists(answers, {item: row for row, item in enumerate(around.item_ids)}, length, directory / "cache")
+    return {"users": len(answers), "length": length, "ttl_seconds": plan.ttl_seconds}
 
 
-def _lists(engine: Engine, users: IntArray, histories: Ragged, length: int) -> Any:
-    features = engine.bundle.user_features
-    codes = None if features is None else features.codes[users].astype(np.int64)
-    past = [histories[int(user)] for user in users]
-    return engine.top_k(Batch(users + 1, past, codes), [np.empty(0, np.int32)] * len(users), length)
+def _write_lists(answers: Mapping[int, Recommendation], rows: Mapping[str, int], length: int, directory: Path) -> None:
+    """The arrays of `bundle.Cache`, by user row."""
+    items = np.full((len(answers), length), -1, dtype=np.int32)
+    scores = np.zeros((len(answers), length), dtype=np.float32)
+    for line, answer in enumerate(answers.values()):
+        items[line, : len(answer.items)] = [rows[item] for item in answer.items]
+        scores[line, : len(answer.items)] = answer.scores
+    directory.mkdir()
+    np.save(directory / "users.npy", np.array([*answers], dtype=np.int64))
+    np.save(directory / "items.npy", items)
+    np.save(directory / "scores.npy", scores)

@@ -83,6 +83,7 @@ def fingerprint(pipeline: Pipeline) -> str:
 
 def save(pipeline: Pipeline, directory: Path) -> None:
     """Store `pipeline` with its weights (safetensors), the plan last so that a half-written one is not mistaken for whole."""
+    (directory / "plan.json").unlink(missing_ok=True)
     for name, stage in pipeline.stages.items():
         models.save(stage.model, directory / name)
     draft = directory / "plan.draft"

@@ -191,7 +191,10 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One question. `history` (item ids, oldest first) wins over what the bundle knows of `user_id`."""
+    """One question. `history` (item ids, oldest first) wins over what the bundle knows of `user_id`.
+
+    A list that was precomputed for `user_id` still answers first, less what is in `history`.
+    """
 
     user_id: str | None = None
     history: tuple[str, ...] | None = None

@@ -63,7 +63,7 @@ class Worker:
         except queue.Empty:
             self.stop()
             raise MeasurementError(
-                f"{name} on {self.bundle} took over {self._timeout:.0f} s; the process was stopped"
+                f"{name} on {self.bundle} took over {self._timeout:g} s; the process was stopped"
             ) from None
         except (BrokenPipeError, ValueError):  # it is dead, or was stopped
             reply = ""

@@ -151,7 +151,9 @@ def parse_limit(metric: str, value: Any) -> Limit:
     elif metric not in known:
         near = difflib.get_close_matches(metric, known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"unknown limit {metric!r}{hint} Allowed: {', '.join(known)} and ndcg@K, recall@K, mrr@K")
+        raise ConfigError(
+            f"unknown limit {metric!r}{hint or ';'} allowed: {', '.join(known)} and ndcg@K, recall@K, mrr@K"
+        )
     text = str(value).strip()
     try:
         if text.endswith("%"):

@@ -32,10 +32,12 @@ class Identity:
         self._dim = dim
 
     def rows(self, items: IntArray) -> FloatArray:
-        return (items[..., None] == np.arange(self._dim)).astype(np.float32)
+        rows: FloatArray = (items[..., None] == np.arange(self._dim)).astype(np.float32)
+        return rows
 
     def scores(self, queries: FloatArray) -> FloatArray:
         return np.asarray(queries, dtype=np.float32)
 
     def rescore(self, queries: FloatArray, items: IntArray) -> FloatArray:
-        return np.take_along_axis(self.scores(queries), items, axis=1)
+        scores: FloatArray = np.take_along_axis(self.scores(queries), items, axis=1)
+        return scores

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
 from recfit.models import Catalogue, Model, catalogue_of
+from recfit.models._options import from_options
 from recfit.pipeline import Pipeline, fingerprint
 from recfit.registry import find, names
 from recfit.training import Distill, Fit, train
-from recfit.types import ConfigError, Split, Unsupported
+from recfit.types import Split, Unsupported
 
 FAMILIES = ("simplify", "distill", "prune", "quantize", "reduce", "two_stage", "cache", "runtime")
 
@@ -80,13 +81,8 @@ def settings_of(technique: Technique) -> dict[str, Any]:
 
 
 def make(name: str, settings: Mapping[str, Any]) -> Technique:
-    """The technique `name` with `settings`; an unknown setting names what is allowed."""
-    cls = find("techniques", name).Technique
-    allowed = [item.name for item in dataclasses.fields(cls)]
-    for key in settings:
-        if key not in allowed:
-            raise ConfigError(f"technique {name!r} has no setting {key!r}; allowed: {', '.join(allowed)}")
-    technique: Technique = cls(**settings)
+    """The technique `name` with `settings`; a wrong one is answered with what is allowed."""
+    technique: Technique = from_options(find("techniques", name).Technique, settings, f"technique.{name}")
     return technique
 
 

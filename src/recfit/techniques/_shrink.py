@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Protocol
 
-from recfit.models import Encoder, Model
+from recfit.models import Encoder, Model, Solved
 from recfit.pipeline import Pipeline
 from recfit.techniques import Context
 from recfit.training import Distill
@@ -34,9 +34,10 @@ def size_of(model: Model, axis: str) -> int:
 def fine_tuned(pipeline: Pipeline, model: Model, context: Context, settings: FineTuning) -> Pipeline:
     """`pipeline` with the shrunk `model`, fine-tuned for `settings.epochs` (0 leaves it as it was cut).
 
-    An encoder learns from the original's scores too, which come cheap; a ranker's would cost a scan for every event.
+    A solved model stays as it was cut: solving it again would throw away what was kept. An encoder learns from the
+    original's scores too, which come cheap; a ranker's would cost a scan for every event.
     """
-    if settings.epochs > 0:
+    if settings.epochs > 0 and not isinstance(model, Solved):
         lesson = Distill(context.original.main.model) if isinstance(model, Encoder) else None
         context.train(
             model,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from recfit.models._options import check_ranges
 from recfit.pipeline import CachePlan, Pipeline
 from recfit.techniques import Context
 from recfit.types import Unsupported
@@ -23,9 +24,10 @@ class Technique:
     length: int = 100
     ttl_seconds: float = 86_400.0
 
+    def __post_init__(self) -> None:
+        check_ranges("technique.cache", self, share=(1e-9, 1), length=(1, 1e6), ttl_seconds=(1e-3, 1e10))
+
     def apply(self, pipeline: Pipeline, context: Context) -> Pipeline:
-        if not 0 < self.share <= 1:
-            raise Unsupported(f"share={self.share} is not in (0, 1]; pass the share of users to precompute")
         if pipeline.cache is not None:
             raise Unsupported("this pipeline already has a cache")
         return replace(pipeline, cache=CachePlan(self.share, self.length, self.ttl_seconds))

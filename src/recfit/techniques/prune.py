@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import torch
 
+from recfit.models._options import check_ranges
 from recfit.pipeline import Pipeline
 from recfit.techniques import Context
 from recfit.techniques._shrink import fine_tuned, size_of
@@ -28,6 +29,9 @@ class Technique:
     epochs: int = 10
     data_fraction: float = 1.0
     learning_rate: float = 5e-4
+
+    def __post_init__(self) -> None:
+        check_ranges("technique.prune", self, keep=(1e-6, 1), epochs=(0, 1e6), data_fraction=(1e-6, 1))
 
     def apply(self, pipeline: Pipeline, context: Context) -> Pipeline:
         model = pipeline.main.model

@@ -30,10 +30,12 @@ class Technique:
                 "int8 graphs run on ONNX Runtime, this pipeline runs on PyTorch; change the runtime first"
             )
         if not self.graph and not table:
-            raise Unsupported(f"{stage.model.kind} has no item table to store as int8; pass graph=true")
+            raise Unsupported(f"{stage.model.kind} has no item table of its own to store as int8; pass graph=true")
         changed = replace(stage, graph="int8" if self.graph else stage.graph, table="int8" if table else stage.table)
         return pipeline.with_main(changed)
 
     @classmethod
     def variants(cls, context: Context) -> Sequence[Technique]:
-        return [cls(graph=False), cls()]
+        main = context.original.main
+        table = [cls(graph=False)] if main.kind == "encoder" and not main.identity else []
+        return [*table, cls()]

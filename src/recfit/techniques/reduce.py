@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from recfit.models import Causal, Encoder, Model, Rotatable
+from recfit.models._options import check_ranges
 from recfit.pipeline import Pipeline
 from recfit.techniques import Context
 from recfit.techniques._shrink import fine_tuned, size_of
@@ -34,6 +35,9 @@ class Technique:
     epochs: int = 10
     data_fraction: float = 1.0
     learning_rate: float = 5e-4
+
+    def __post_init__(self) -> None:
+        check_ranges("technique.reduce", self, size=(1, 1e6), epochs=(0, 1e6), data_fraction=(1e-6, 1))
 
     def apply(self, pipeline: Pipeline, context: Context) -> Pipeline:
         model = pipeline.main.model
@@ -80,6 +84,6 @@ def principal_axes(model: Model, split: Split) -> Tensor:
 
 
 def _energy(vectors: Tensor) -> Tensor:
-    """The second moment of `vectors` [n, d], scaled to trace 1."""
+    """The second moment of `vectors` [n, d], scaled to trace 1 unless all are zero, as before any training."""
     moment = vectors.T.double() @ vectors.double()
-    return moment / moment.trace()
+    return moment / moment.trace().clamp(min=1e-30)

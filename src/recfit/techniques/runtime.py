@@ -8,8 +8,12 @@ from dataclasses import dataclass
 from dataclasses import replace as changed
 from typing import ClassVar
 
+from recfit.models._options import check_choice, check_ranges
 from recfit.pipeline import Pipeline, RuntimePlan
+from recfit.registry import names
+from recfit.runtimes.ort import LEVELS
 from recfit.techniques import Context
+from recfit.types import Unsupported
 
 
 @dataclass(frozen=True)
@@ -24,8 +28,18 @@ class Technique:
     threads: int = 1
     graph: str = "all"
 
+    def __post_init__(self) -> None:
+        check_choice("technique.runtime.name", self.name, names("runtimes"))
+        check_choice("technique.runtime.graph", self.graph, tuple(LEVELS))
+        check_ranges("technique.runtime", self, threads=(1, 1024))
+
     def apply(self, pipeline: Pipeline, context: Context) -> Pipeline:
-        options = {} if self.name == "torch" or self.graph == "all" else {"graph": self.graph}
+        formats = {form for stage in pipeline.stages.values() for form in (stage.graph, stage.table)}
+        if self.name == "torch" and (formats != {"float32"} or self.graph != "all"):
+            raise Unsupported(
+                "PyTorch runs the float32 model as it is; leave out quantize and graph, or keep name='ort'"
+            )
+        options = {} if self.graph == "all" else {"graph": self.graph}
         return changed(pipeline, runtime=RuntimePlan(self.name, self.threads, options))
 
     @classmethod

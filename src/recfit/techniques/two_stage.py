@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from recfit import models
+from recfit.models._options import check_ranges
 from recfit.pipeline import Pipeline, Stage
 from recfit.techniques import Context
 from recfit.types import Unsupported
@@ -24,6 +25,9 @@ class Technique:
     options: Mapping[str, Any] = field(default_factory=dict)
     candidates: int = 100
 
+    def __post_init__(self) -> None:
+        check_ranges("technique.two_stage", self, candidates=(1, 1e9))
+
     def apply(self, pipeline: Pipeline, context: Context) -> Pipeline:
         if pipeline.rank is not None:
             raise Unsupported("this pipeline already has two stages")
@@ -37,4 +41,5 @@ class Technique:
     @classmethod
     def variants(cls, context: Context) -> Sequence[Technique]:
         few, many = (max(20, round(context.split.n_items * share)) for share in (0.05, 0.15))
-        return [cls("als", candidates=few), cls("als", candidates=many), cls("itemknn", candidates=many)]
+        small = [cls("als", candidates=few)] if few < many else []
+        return [*small, cls("als", candidates=many), cls("itemknn", candidates=many)]

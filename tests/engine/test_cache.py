@@ -1,0 +1,127 @@
+"""Precomputed lists: who gets one, what is taken out of it, and when it is too old."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+import toys
+
+from recfit import bundle, engine
+from recfit.engine import Engine, open_bundle
+from recfit.export import export
+from recfit.pipeline import CachePlan, Pipeline
+from recfit.types import Ragged, Request
+
+Exported = Callable[[Pipeline], Path]
+USERS, ITEMS = toys.around().user_ids, toys.around().item_ids
+HISTORIES = toys.around().histories
+ACTIVE = np.argsort(-HISTORIES.sizes, kind="stable")[:30].tolist()
+QUIET = next(user for user in range(toys.N_USERS) if user not in ACTIVE)
+PLAN = CachePlan(share=0.5, length=12, ttl_seconds=3600.0)
+
+
+@pytest.fixture(scope="module")
+def plain(exported: Exported) -> Engine:
+    return open_bundle(exported(toys.original("sasrec")))
+
+
+@pytest.fixture(scope="module")
+def path(exported: Exported) -> Path:
+    return exported(replace(toys.original("sasrec"), cache=PLAN))
+
+
+@pytest.fixture(scope="module")
+def cached(path: Path) -> Engine:
+    return open_bundle(path)
+
+
+def test_a_hit_is_what_the_model_would_say(cached: Engine, plain: Engine) -> None:
+    for user in ACTIVE:
+        hit, scored = (one.recommend([Request(USERS[user])])[0] for one in (cached, plain))
+        assert (hit.source, scored.source) == ("cache", "model")
+        assert hit.items == scored.items
+        np.testing.assert_allclose(hit.scores, scored.scores, rtol=1e-5)
+
+
+def test_only_the_most_active_are_precomputed(cached: Engine) -> None:
+    assert cached.recommend([Request(USERS[QUIET])])[0].source == "model"
+    assert cached.recommend([Request("nobody")])[0].source == "fallback"
+    stored = cached.bundle.cache
+    assert stored is not None
+    assert stored.users.tolist() == sorted(ACTIVE)
+    assert cached.manifest["pipeline"]["cache"] == {"users": 30, "length": 12, "ttl_seconds": 3600.0}
+
+
+def test_a_history_without_a_user_goes_to_the_model(cached: Engine) -> None:
+    stored = tuple(ITEMS[row] for row in HISTORIES[ACTIVE[0]])
+    assert cached.recommend([Request(history=stored)])[0].source == "model"
+
+
+def test_what_was_seen_or_excluded_since_is_taken_out(cached: Engine) -> None:
+    user = ACTIVE[0]
+    whole = cached.recommend([Request(USERS[user])], 12)[0]
+    past = tuple(ITEMS[row] for row in HISTORIES[user])
+    less = cached.recommend([Request(USERS[user], (*past, whole.items[0]), (whole.items[2],))], 10)[0]
+    assert less.source == "cache"
+    assert less.items == (whole.items[1], *whole.items[3:12])
+    assert less.scores == (whole.scores[1], *whole.scores[3:12])
+
+
+def test_a_list_that_has_become_too_short_goes_to_the_model(cached: Engine, plain: Engine) -> None:
+    user = ACTIVE[0]
+    whole = cached.recommend([Request(USERS[user])], 12)[0]
+    request = Request(USERS[user], exclude=whole.items[:3])
+    assert cached.recommend([request], 9)[0].source == "cache"
+    assert cached.recommend([request], 10) == plain.recommend([request], 10)
+    assert cached.recommend([Request(USERS[user])], 13) == plain.recommend([Request(USERS[user])], 13)
+
+
+def test_a_history_with_repeats_does_not_shorten_the_answer(cached: Engine) -> None:
+    user = ACTIVE[0]
+    repeated = tuple(ITEMS[row] for row in HISTORIES[user]) * 10
+    whole = cached.recommend([Request(USERS[user])], 12)[0]
+    assert len(cached.recommend([Request(USERS[user], repeated, whole.items[:8])], 10)[0].items) == 10
+
+
+def test_a_list_expires_with_its_age_not_with_the_servers(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    created = datetime.fromisoformat(json.loads((path / bundle.MANIFEST).read_text())["created"]).timestamp()
+    opened = open_bundle(path)
+    sources = {}
+    for age in (0, 3599, 3601, 10**7):
+        monkeypatch.setattr(engine.time, "time", lambda age=age: created + age)
+        sources[age] = opened.recommend([Request(USERS[ACTIVE[0]])])[0].source
+    assert sources == {0: "cache", 3599: "cache", 3601: "model", 10**7: "model"}
+
+
+def test_users_that_tell_the_model_nothing_are_left_to_the_fallback(tmp_path: Path) -> None:
+    around = replace(
+        toys.around(), histories=Ragged.from_lists([[], *([row] for row in range(1, 39)), *([[]] * 21)])
+    )
+    pipeline = replace(toys.original("sasrec"), cache=CachePlan(1.0, length=100))
+    opened = open_bundle(export(pipeline, around, tmp_path / "b", name="n", recipe={}))
+    stored = opened.bundle.cache
+    assert stored is not None
+    assert stored.users.tolist() == list(range(1, 39))
+    assert stored.items.shape == (38, 40), "no longer than the catalogue"
+    assert opened.recommend([Request(USERS[0])])[0].source == "fallback"
+
+
+def test_models_of_users_alone_are_cached_for_every_user(tmp_path: Path) -> None:
+    around = replace(toys.around(), histories=Ragged.from_lists([[]] * toys.N_USERS))
+    pipeline = replace(toys.original("neumf"), cache=CachePlan(1.0))
+    opened = open_bundle(export(pipeline, around, tmp_path / "b", name="n", recipe={}))
+    answer = opened.recommend([Request(USERS[0])], 40)[0]
+    assert (answer.source, len(answer.items)) == ("cache", 40)
+
+
+def test_nobody_is_cached(tmp_path: Path) -> None:
+    around = replace(toys.around(), histories=Ragged.from_lists([[]] * toys.N_USERS))
+    pipeline = replace(toys.original("sasrec"), cache=PLAN)
+    opened = open_bundle(export(pipeline, around, tmp_path / "b", name="n", recipe={}))
+    assert opened.recommend([Request(USERS[0])])[0].source == "fallback"

@@ -1,0 +1,237 @@
+"""What a request is answered with, from bundles whose scores are known."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import toys
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recfit.engine import Engine, open_bundle
+from recfit.export import Surroundings, export
+from recfit.models import Catalogue, popularity
+from recfit.pipeline import Pipeline, Stage
+from recfit.types import ConfigError, Ragged, Request
+
+Exported = Callable[[Pipeline], Path]
+USERS, ITEMS = toys.around().user_ids, toys.around().item_ids
+HISTORIES = toys.around().histories
+
+
+def counting(counts: Sequence[float]) -> Pipeline:
+    """A pipeline that gives item i the score `counts[i]`, whoever asks."""
+    model = popularity.build(popularity.Config(), Catalogue(toys.N_USERS, len(counts)))
+    model.counts.copy_(torch.tensor(counts)[:, None])  # type: ignore[attr-defined]
+    return Pipeline(Stage(model))
+
+
+def small(counts: Sequence[float], directory: Path, histories: Sequence[Sequence[int]] = ((0,), ())) -> Engine:
+    """An engine over items `0`, `1`, ... with known scores, and users `a`, `b` with `histories`."""
+    around = Surroundings(
+        user_ids=("a", "b"),
+        item_ids=tuple(str(row) for row in range(len(counts))),
+        titles=None,
+        user_features=None,
+        histories=Ragged.from_lists(histories),
+        fallback=np.argsort(-np.asarray(counts), kind="stable").astype(np.int32),
+    )
+    return open_bundle(export(counting(counts), around, directory / "small", name="small", recipe={}))
+
+
+@pytest.fixture(scope="module")
+def engine(exported: Exported) -> Engine:
+    return open_bundle(exported(toys.original("sasrec")))
+
+
+@pytest.fixture(scope="module")
+def two_stages(exported: Exported) -> Engine:
+    als = Stage(toys.trained("als", toys.SHAPES["als"][0]))
+    return open_bundle(exported(Pipeline(als, toys.original("neumf").main, candidates=15)))
+
+
+def items(rows: Sequence[int]) -> tuple[str, ...]:
+    return tuple(ITEMS[row] for row in rows)
+
+
+def test_a_known_user_is_answered_from_the_stored_history(engine: Engine) -> None:
+    stored = tuple(ITEMS[row] for row in HISTORIES[5])
+    assert engine.recommend([Request(USERS[5])]) == engine.recommend([Request(history=stored)])
+    assert engine.recommend([Request(USERS[5])])[0].source == "model"
+
+
+def test_a_history_wins_over_the_stored_one(engine: Engine) -> None:
+    given_ = Request(USERS[5], items([1, 2, 3]))
+    assert engine.recommend([given_]) == engine.recommend([Request(history=items([1, 2, 3]))])
+    assert engine.recommend([given_]) != engine.recommend([Request(USERS[5])])
+
+
+def test_an_empty_history_wins_too(engine: Engine) -> None:
+    assert engine.recommend([Request(USERS[5], ())])[0].source == "fallback"
+
+
+def test_an_unknown_user_gets_the_popular_items(engine: Engine) -> None:
+    train = toys.split().train
+    popular = np.argsort(-np.bincount(train.item, minlength=toys.N_ITEMS), kind="stable")
+    for request in (Request("nobody"), Request(), Request("nobody", ()), Request("nobody", ("no such item",))):
+        answer = engine.recommend([request], 5)[0]
+        assert (answer.items, answer.source) == (items(popular[:5]), "fallback")
+        assert list(answer.scores) == sorted(answer.scores, reverse=True)
+
+
+def test_the_fallback_reaches_every_item(engine: Engine) -> None:
+    answer = engine.recommend([Request(exclude=items(range(30)))], 1000)[0]
+    assert sorted(answer.items) == sorted(items(range(30, 40)))
+
+
+def test_unknown_items_are_skipped(engine: Engine) -> None:
+    known = engine.recommend([Request(history=items([4, 5]))])
+    assert engine.recommend([Request(history=(ITEMS[4], "?", ITEMS[5], ""), exclude=("?",))]) == known
+
+
+def test_k_below_one_is_refused(engine: Engine) -> None:
+    for k in (0, -3):
+        with pytest.raises(ConfigError, match=f"k = {k}; ask for at least 1 item"):
+            engine.recommend([Request(USERS[0])], k)
+
+
+def test_nobody_asks(engine: Engine) -> None:
+    assert engine.recommend([]) == []
+
+
+def test_a_mixed_batch_keeps_its_order(engine: Engine) -> None:
+    asked = [Request("nobody"), Request(USERS[1]), Request(history=items([9])), Request(USERS[2], ())]
+    answers = engine.recommend(asked, 3)
+    assert [answer.source for answer in answers] == ["fallback", "model", "model", "fallback"]
+    assert [engine.recommend([one], 3)[0].items for one in asked] == [answer.items for answer in answers]
+
+
+def test_ties_go_to_the_lower_row(tmp_path: Path) -> None:
+    engine = small([1, 3, 2, 3, 2, 3], tmp_path)
+    answer = engine.recommend([Request("a")], 4)[0]
+    assert (answer.items, answer.scores) == (("1", "3", "5", "2"), (3.0, 3.0, 3.0, 2.0))
+
+
+def test_k_beyond_what_is_left_gives_what_is_left(tmp_path: Path) -> None:
+    engine = small([1, 3, 2, 5], tmp_path)
+    answer = engine.recommend([Request(history=("3", "0"), exclude=("1",))], 100)[0]
+    assert (answer.items, answer.scores) == (("2",), (2.0,))
+
+
+def test_nothing_is_left(tmp_path: Path) -> None:
+    engine = small([1, 3], tmp_path)
+    for request in (Request(history=("0", "1")), Request("a", exclude=("1",)), Request(exclude=("1", "0"))):
+        assert engine.recommend([request])[0].items == ()
+
+
+def test_one_item(tmp_path: Path) -> None:
+    engine = small([2.0], tmp_path, [(), (0,)])
+    assert engine.recommend([Request("a")])[0].items == ("0",)
+    assert engine.recommend([Request("b")])[0].items == ()
+    engine.warm_up()
+
+
+def test_titles_and_membership(engine: Engine, tmp_path: Path) -> None:
+    assert engine.title(ITEMS[3]) == "Title “3”"
+    assert engine.title("?") is None
+    assert (engine.known_user(USERS[0]), engine.known_user("?")) == (True, False)
+    assert (engine.known_item(ITEMS[0]), engine.known_item("?")) == (True, False)
+    assert small([1.0], tmp_path).title("0") is None
+
+
+def test_ids_with_spaces_and_beyond_ascii_come_back(engine: Engine) -> None:
+    assert engine.known_user("üser 7")
+    assert set(engine.recommend([Request("üser 7")])[0].items) <= {f"item № {row}" for row in range(toys.N_ITEMS)}
+
+
+def test_features_of_users_reach_the_ranker(exported: Exported) -> None:
+    pipeline = Pipeline(Stage(toys.trained("neumf", toys.SHAPES["neumf"][1])))
+    engine = open_bundle(exported(pipeline))
+    for user in (0, 1, toys.N_USERS - 1):
+        answer = engine.recommend([Request(USERS[user])])[0]
+        rows = [ITEMS.index(item) for item in answer.items]
+        toys.assert_ranks(rows, answer.scores, toys.expected(pipeline, user, HISTORIES[user].tolist()), 10, 1e-4)
+
+
+def test_two_stages_are_the_two_models_by_hand(exported: Exported) -> None:
+    als, sasrec = Stage(toys.trained("als", toys.SHAPES["als"][0])), toys.original("sasrec").main
+    for first, second in ((als, sasrec), (sasrec, als), (als, toys.original("neumf").main)):
+        pipeline = Pipeline(first, second, candidates=12)
+        engine = open_bundle(exported(pipeline))
+        for user in (0, 8, 33):
+            answer = engine.recommend([Request(USERS[user])])[0]
+            rows = [ITEMS.index(item) for item in answer.items]
+            wanted = toys.expected(pipeline, user, HISTORIES[user].tolist())
+            toys.assert_ranks(rows, answer.scores, wanted, 10, 1e-4)
+
+
+def test_two_stages_that_agree_are_one(tmp_path: Path) -> None:
+    counts = [1.0, 3, 2, 3, 2, 3, 0, 1]
+    one = counting(counts)
+    around = dataclasses.replace(
+        toys.around(), item_ids=tuple("abcdefgh"), titles=None, histories=Ragged.from_lists([[0]] * toys.N_USERS)
+    )
+    both = Pipeline(one.retrieve, one.retrieve, candidates=8)
+    engines = [
+        open_bundle(export(pipeline, around, tmp_path / str(at), name="n", recipe={}))
+        for at, pipeline in enumerate((one, both))
+    ]
+    answers = [engine.recommend([Request(USERS[0])], 8) for engine in engines]
+    assert answers[0] == answers[1]
+
+
+def test_more_than_the_candidates_can_be_asked_for(two_stages: Engine) -> None:
+    assert len(two_stages.recommend([Request(history=items([0]))], 30)[0].items) == 30
+    assert len(two_stages.recommend([Request(history=items([0]))], 100)[0].items) == 39
+
+
+def test_candidates_run_short_in_one_request_of_a_batch(two_stages: Engine) -> None:
+    hidden = Request(history=items([0]), exclude=items(range(1, 37)))
+    short, full = two_stages.recommend([hidden, Request(history=items([0]))], 10)
+    assert sorted(short.items) == sorted(items([37, 38, 39]))
+    assert len(full.items) == 10
+
+
+ROWS = st.lists(st.integers(0, toys.N_ITEMS - 1), max_size=60)
+
+
+@given(history=ROWS, exclude=ROWS, user=st.sampled_from([None, "nobody", *USERS[:9]]), k=st.integers(1, 60))
+def test_never_seen_nor_excluded_nor_twice(engine, two_stages, history, exclude, user, k) -> None:
+    for one in (engine, two_stages):
+        answer = one.recommend([Request(user, items(history), items(exclude))], k)[0]
+        assert not set(answer.items) & set(items([*history, *exclude]))
+        assert len(set(answer.items)) == len(answer.items) == len(answer.scores)
+        assert len(answer.items) == min(k, toys.N_ITEMS - len({*history, *exclude}))
+        assert list(answer.scores) == sorted(answer.scores, reverse=True)
+
+
+@given(exclude=ROWS, user=st.sampled_from(range(toys.N_USERS)), k=st.integers(1, 60))
+def test_never_what_the_stored_history_holds(engine: Engine, exclude: list[int], user: int, k: int) -> None:
+    answer = engine.recommend([Request(USERS[user], exclude=items(exclude))], k)[0]
+    gone = {*HISTORIES[user].tolist(), *exclude}
+    assert not set(answer.items) & set(items(sorted(gone)))
+    assert len(answer.items) == min(k, toys.N_ITEMS - len(gone))
+
+
+def test_threads_get_the_same_answers(engine: Engine, two_stages: Engine) -> None:
+    requests = [Request(user) for user in USERS[:25]]
+    for one in (engine, two_stages):
+        alone = [one.recommend([request])[0] for request in requests]
+
+        def ask(at: int, one: Engine = one) -> object:
+            return [one.recommend([requests[(at + turn) % 25]])[0] for turn in range(25)]
+
+        with ThreadPoolExecutor(8) as pool:
+            for at, answers in enumerate(pool.map(ask, range(8))):
+                assert answers == [alone[(at + turn) % 25] for turn in range(25)]
+
+
+def test_warming_up_runs_every_kind_of_pipeline(exported: Exported) -> None:
+    for kind, options in toys.SHAPED:
+        open_bundle(exported(Pipeline(Stage(toys.trained(kind, options))))).warm_up(3)

@@ -1,0 +1,43 @@
+"""Masking and selection, against the plainest way to say it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recfit.engine.topk import first, mask, top_k
+
+NUMBERS = st.sampled_from([-np.inf, -2.0, -1.0, 0.0, 0.5, 0.5, 3.0, np.nan])
+
+
+@given(st.lists(NUMBERS, min_size=1, max_size=40), st.integers(1, 50))
+def test_top_k_is_a_stable_sort_of_the_numbers(scores: list[float], k: int) -> None:
+    line = np.array(scores, np.float32)
+    rows, best = top_k(line, k)
+    wanted = sorted((row for row, score in enumerate(scores) if score > -np.inf), key=lambda row: (-scores[row], row))[:k]
+    assert rows.tolist() == wanted
+    assert best.tolist() == line[wanted].tolist()
+
+
+def test_ties_go_to_the_lower_row() -> None:
+    assert top_k(np.zeros(1000, np.float32), 3)[0].tolist() == [0, 1, 2]
+
+
+def test_the_scores_are_left_as_they_are() -> None:
+    scores = np.array([1, np.nan, 3], np.float32)
+    top_k(scores, 2)
+    np.testing.assert_array_equal(scores, np.array([1, np.nan, 3], np.float32))
+
+
+def test_mask_hides_every_part() -> None:
+    scores = np.arange(5, dtype=np.float32)
+    mask(scores, np.array([4, 4], np.int32), np.array([], np.int32), np.array([0], np.int32))
+    assert top_k(scores, 5)[0].tolist() == [3, 2, 1]
+
+
+@pytest.mark.parametrize(("k", "found"), [(1, [0]), (2, [0, 3]), (9, [0, 3, 4])])
+def test_first_skips_what_is_gone_and_padding(k: int, found: list[int]) -> None:
+    items = np.array([7, 2, 5, 9, 1, -1, -1], np.int32)
+    assert first(items, k, np.array([5, 2], np.int32), np.array([], np.int32)) == found

@@ -1,0 +1,156 @@
+"""Every runtime with every model family, both found by their files: the engine answers what the torch model says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import toys
+
+from recfit import models
+from recfit.engine import Engine, open_bundle
+from recfit.pipeline import Pipeline, RuntimePlan, Stage
+from recfit.registry import names
+from recfit.runtimes import Batch, StageSpec, ort
+from recfit.types import BundleError, Recommendation, Request
+
+Exported = Callable[[Pipeline], Path]
+
+# No event, one, a few, with a repeat, exactly what most models read, more than that.
+PASTS = ([], [7], [3, 4, 6], [5, 5, 9, 5], list(range(9)), list(range(30)))
+UNKNOWN = -1
+
+
+def pipeline_of(runtime: str, kind: str, options: dict[str, object]) -> Pipeline:
+    return Pipeline(Stage(toys.trained(kind, options)), runtime=RuntimePlan(runtime))
+
+
+@pytest.fixture(
+    params=[(runtime, *shape) for runtime in names("runtimes") for shape in toys.SHAPED],
+    ids=lambda part: f"{part[0]}, {part[1]} {part[2]}",
+)
+def opened(request: pytest.FixtureRequest, exported: Exported) -> tuple[Pipeline, Engine]:
+    pipeline = pipeline_of(*request.param)
+    return pipeline, open_bundle(exported(pipeline))
+
+
+def requests_of(users: tuple[int, ...] = (UNKNOWN, 0, 17)) -> list[tuple[int, list[int], Request]]:
+    """Users' rows, histories, and the requests that they are."""
+    around = toys.around()
+    ids = {UNKNOWN: None, **dict(enumerate(around.user_ids))}
+    past = [(user, history) for user in users for history in PASTS]
+    return [(u, h, Request(ids[u], tuple(around.item_ids[row] for row in h))) for u, h in past]
+
+
+def rows_of(answer: Recommendation) -> list[int]:
+    return [toys.around().item_ids.index(item) for item in answer.items]
+
+
+def test_the_engine_answers_as_the_model_does(opened: tuple[Pipeline, Engine]) -> None:
+    pipeline, engine = opened
+    for user, history, request in requests_of():
+        answer = engine.recommend([request], 10)[0]
+        if not history and (user == UNKNOWN or "history" in pipeline.main.model.inputs):
+            assert answer.source == "fallback"
+            continue
+        assert answer.source == "model"
+        toys.assert_ranks(rows_of(answer), answer.scores, toys.expected(pipeline, user, history), 10, 1e-4)
+
+
+def test_a_batch_is_answered_as_one_by_one(opened: tuple[Pipeline, Engine]) -> None:
+    _, engine = opened
+    requests = [request for _, _, request in requests_of()]
+    for together, request in zip(engine.recommend(requests, 10), requests, strict=True):
+        alone = engine.recommend([request], 10)[0]
+        assert together.source == alone.source
+        np.testing.assert_allclose(together.scores, alone.scores, rtol=1e-3, atol=1e-5)
+        if len(set(np.round(alone.scores, 4))) == len(alone.scores):
+            assert together.items == alone.items
+
+
+def test_rescoring_agrees_with_the_scan(opened: tuple[Pipeline, Engine]) -> None:
+    pipeline, engine = opened
+    features = pipeline.main.model.catalogue.user_features
+    assert features is not None
+    codes = features.codes[[4, 9]].astype(np.int64)
+    batch = Batch(np.array([5, 10]), [np.array([3], np.int32), np.array([8, 1, 2], np.int32)], codes)
+    candidates = np.array([[5, 0, 39, -1], [2, 1, -1, -1]])
+    scorer = engine._retrieve
+    wanted = np.take_along_axis(scorer.scores(batch), np.maximum(candidates, 0), axis=1)
+    again = scorer.rescore(batch, candidates)
+    real = candidates >= 0
+    np.testing.assert_allclose(again[real], wanted[real], rtol=1e-4, atol=1e-5)
+
+
+def test_a_ranker_scans_chunk_by_chunk(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = open_bundle(exported(toys.original("neumf")))
+    requests = [Request(user) for user in toys.around().user_ids[:3]]
+    whole = engine.recommend(requests)
+    monkeypatch.setattr(ort, "SCAN_PAIRS", 3 * 7)  # 40 items in chunks of 7, 7, ..., 5
+    for chunked, one in zip(engine.recommend(requests), whole, strict=True):
+        assert chunked.items == one.items
+        np.testing.assert_allclose(chunked.scores, one.scores, rtol=1e-5)
+
+
+def test_an_unknown_user_has_unknown_features(exported: Exported) -> None:
+    pipeline = Pipeline(Stage(toys.trained("neumf", toys.SHAPES["neumf"][1])))
+    engine = open_bundle(exported(pipeline))
+    history = [2, 3]
+    batch = [Request(history=tuple(toys.around().item_ids[row] for row in history))]
+    answer = engine.recommend([*batch, Request(toys.around().user_ids[3])])[0]
+    toys.assert_ranks(rows_of(answer), answer.scores, toys.expected(pipeline, UNKNOWN, history), 10, 1e-4)
+
+
+def test_tokens_are_padded_on_the_left() -> None:
+    histories = [np.array(part, np.int32) for part in ([4, 5, 6, 7], [0], [])]
+    batch = Batch(np.zeros(3, np.int64), histories)
+    assert batch.tokens(3).tolist() == [[6, 7, 8], [0, 0, 1], [0, 0, 0]]
+    assert batch.tokens(9).tolist() == [[5, 6, 7, 8], [0, 0, 0, 1], [0, 0, 0, 0]]
+    assert Batch(np.zeros(1, np.int64), histories[2:]).tokens(9).tolist() == [[0]]
+
+
+def test_tokens_hold_the_largest_row() -> None:
+    largest = np.iinfo(np.int32).max
+    assert Batch(np.zeros(1, np.int64), [np.array([largest], np.int32)]).tokens(2).tolist() == [[largest + 1]]
+
+
+def test_inputs_are_those_of_the_stage() -> None:
+    batch = Batch(np.array([3]), [np.array([1], np.int32)], np.array([[2, 0]]))
+    spec = StageSpec("ranker", "ort", ("user_features", "user"), 5)
+    assert {name: array.tolist() for name, array in batch.inputs(spec).items()} == {
+        "user": [3],
+        "user_features": [[2, 0]],
+    }
+
+
+def test_a_graph_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"no graph")
+    with pytest.raises(BundleError, match=r"ONNX Runtime [\d.]+ cannot load .*model\.onnx"):
+        ort.session(tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("level", list(ort.LEVELS))
+def test_every_graph_level_answers_alike(level: str, exported: Exported) -> None:
+    pipeline = toys.original("sasrec")
+    plan = RuntimePlan("ort", 1, {"graph": level})
+    engine = open_bundle(exported(Pipeline(pipeline.retrieve, runtime=plan)))
+    history = [3, 4, 6]
+    answer = engine.recommend([Request(history=tuple(toys.around().item_ids[row] for row in history))])[0]
+    toys.assert_ranks(rows_of(answer), answer.scores, toys.expected(pipeline, UNKNOWN, history), 10, 1e-4)
+
+
+def test_threads_and_level_reach_the_session(exported: Exported) -> None:
+    path = exported(toys.original("sasrec")) / "retrieve" / "model.onnx"
+    options = ort.session(path, threads=2, graph="basic").get_session_options()
+    assert options.intra_op_num_threads == 2
+    assert options.graph_optimization_level == onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+
+
+def test_families_are_all_tried() -> None:
+    assert {kind for kind, _ in toys.SHAPED} == set(names("models"))
+    kinds = {Stage(toys.untrained(kind, options)).kind for kind, options in toys.SHAPED}
+    assert kinds == {"encoder", "ranker"}
+    assert any(models.is_identity(toys.untrained(kind, options)) for kind, options in toys.SHAPED)

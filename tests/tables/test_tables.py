@@ -1,0 +1,150 @@
+"""Every storage format, found by its file: what it writes, reads, scores, and how far off it may be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recfit.engine.topk import top_k
+from recfit.registry import find, names
+from recfit.tables import Table
+from recfit.types import FloatArray, Unsupported
+
+FORMATS = names("tables")
+SHAPES = {"usual": (50, 16), "one item": (1, 8), "one dimension": (20, 1)}
+ERROR = 0.02  # of the largest score or number, for any format that claims to keep the ranking
+
+
+def vectors_of(name: str, shape: tuple[int, int], directory: Path) -> FloatArray:
+    """Random vectors of different lengths with a row of zeros, or the identity where a format holds nothing else."""
+    draws = np.random.default_rng(0)
+    vectors = (draws.standard_normal(shape) * draws.lognormal(0, 1, (shape[0], 1))).astype(np.float32)
+    vectors[shape[0] // 2] = 0
+    try:
+        find("tables", name).write(vectors, directory / "tried", find("tables", name).Config(shape[1]))
+    except Unsupported:
+        return np.eye(shape[0], dtype=np.float32)
+    return vectors
+
+
+def stored(name: str, vectors: FloatArray, directory: Path) -> Table:
+    """Written and opened again."""
+    module = find("tables", name)
+    config = module.Config(vectors.shape[1])
+    module.write(vectors, directory / "table", config)
+    table: Table = module.open_table(directory / "table", config, 1)
+    return table
+
+
+def queries_for(vectors: FloatArray, count: int = 7) -> FloatArray:
+    """Queries of very different lengths; one is zero."""
+    draws = np.random.default_rng(1)
+    queries = draws.standard_normal((count, vectors.shape[1])) * draws.lognormal(0, 3, (count, 1))
+    queries[3] = 0
+    return queries.astype(np.float32)
+
+
+@pytest.fixture(params=[(name, shape) for name in FORMATS for shape in SHAPES], ids=lambda part: f"{part[0]}, {part[1]}")
+def case(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Table, FloatArray, FloatArray]:
+    """An opened table, the vectors it was made of, and queries."""
+    name, shape = request.param
+    vectors = vectors_of(name, SHAPES[shape], tmp_path)
+    return stored(name, vectors, tmp_path), vectors, queries_for(vectors)
+
+
+def test_scores_are_near_the_exact_ones(case: tuple[Table, FloatArray, FloatArray]) -> None:
+    table, vectors, queries = case
+    scores = table.scores(queries)
+    assert scores.dtype == np.float32
+    size = np.linalg.norm(queries, axis=1)[:, None] * np.linalg.norm(vectors, axis=1)
+    assert (np.abs(scores - queries @ vectors.T) <= ERROR * size + 1e-6).all()
+
+
+def test_rows_are_near_the_vectors(case: tuple[Table, FloatArray, FloatArray]) -> None:
+    table, vectors, _ = case
+    items = np.arange(len(vectors))[::-1].reshape(1, -1).copy()
+    rows = table.rows(items)
+    assert (rows.shape, rows.dtype) == ((*items.shape, vectors.shape[1]), np.float32)
+    peaks = np.abs(vectors).max(axis=1, keepdims=True)
+    assert (np.abs(rows[0] - vectors[::-1]) <= ERROR * peaks[::-1]).all()
+
+
+def test_rows_are_the_callers_own(case: tuple[Table, FloatArray, FloatArray]) -> None:
+    table, _, _ = case
+    before = table.rows(np.array([0]))
+    table.rows(np.array([0]))[:] = 99
+    np.testing.assert_array_equal(table.rows(np.array([0])), before)
+
+
+def test_rescoring_agrees_with_rows_and_with_the_scan(case: tuple[Table, FloatArray, FloatArray]) -> None:
+    table, vectors, queries = case
+    items = np.stack([np.random.default_rng(at).permutation(len(vectors)) for at in range(len(queries))])
+    again = table.rescore(queries, items)
+    assert (again.shape, again.dtype) == (items.shape, np.float32)
+    by_rows = np.einsum("bcd,bd->bc", table.rows(items), queries)
+    scale = np.linalg.norm(queries, axis=1)[:, None] * np.linalg.norm(vectors, axis=1)[items] + 1e-6
+    assert (np.abs(again - by_rows) <= 1e-5 * scale).all()
+    assert (np.abs(again - np.take_along_axis(table.scores(queries), items, axis=1)) <= ERROR * scale).all()
+
+
+def test_a_query_scores_the_same_in_any_batch(case: tuple[Table, FloatArray, FloatArray]) -> None:
+    table, vectors, queries = case
+    alone = np.concatenate([table.scores(query[None]) for query in queries])
+    scale = np.linalg.norm(queries, axis=1)[:, None] * np.linalg.norm(vectors, axis=1)
+    assert (np.abs(alone - table.scores(queries)) <= 1e-6 * scale + 1e-9).all()
+
+
+def test_zeros_score_zero(case: tuple[Table, FloatArray, FloatArray]) -> None:
+    table, vectors, queries = case
+    scores = table.scores(queries)
+    assert not scores[3].any(), "a query of zeros"
+    assert not scores[:, ~vectors.any(axis=1)].any(), "a row of zeros"
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_ranking_survives_storage(name: str, tmp_path: Path) -> None:
+    vectors = vectors_of(name, (40, 8), tmp_path)
+    direction = np.random.default_rng(2).standard_normal(vectors.shape[1]).astype(np.float32)
+    if not np.array_equal(vectors, np.eye(len(vectors))):
+        # Scores 40, 39, ...: 2.5 % apart at the top, in shuffled rows.
+        order = np.random.default_rng(3).permutation(40)
+        vectors = direction / (direction @ direction) * (1.0 + order[:, None]).astype(np.float32)
+    wanted = top_k(vectors @ direction, 10)[0]
+    assert top_k(stored(name, vectors, tmp_path).scores(direction[None])[0], 10)[0].tolist() == wanted.tolist()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_equal_rows_score_equally(name: str, tmp_path: Path) -> None:
+    vectors = vectors_of(name, (12, 4), tmp_path)
+    if np.array_equal(vectors, np.eye(len(vectors))):
+        query = np.ones((1, len(vectors)), np.float32)
+    else:
+        vectors[:] = vectors[0]
+        query = np.array([[0.3, -1, 2, 0.7]], np.float32)
+    rows, scores = top_k(stored(name, vectors, tmp_path).scores(query)[0], 5)
+    assert rows.tolist() == [0, 1, 2, 3, 4]
+    assert len(set(scores.tolist())) == 1
+
+
+def test_int8_is_a_quarter_of_float32(tmp_path: Path) -> None:
+    vectors = np.random.default_rng(0).standard_normal((2000, 64)).astype(np.float32)
+    sizes = {}
+    for name in ("float32", "int8"):
+        stored(name, vectors, tmp_path / name)
+        sizes[name] = sum(path.stat().st_size for path in (tmp_path / name).rglob("*") if path.is_file())
+    assert sizes["int8"] < 0.32 * sizes["float32"]
+
+
+def test_int8_rows_are_within_half_a_step(tmp_path: Path) -> None:
+    vectors = np.random.default_rng(0).standard_normal((30, 16)).astype(np.float32)
+    rows = stored("int8", vectors, tmp_path).rows(np.arange(30))
+    half_a_step = np.abs(vectors).max(axis=1, keepdims=True) / 254
+    assert (np.abs(rows - vectors) <= half_a_step * 1.001).all()
+    np.testing.assert_allclose(np.abs(rows).max(axis=1), np.abs(vectors).max(axis=1), rtol=1e-6)
+
+
+def test_the_identity_refuses_other_vectors(tmp_path: Path) -> None:
+    with pytest.raises(Unsupported, match=r"item vectors \[3, 2\] are not the identity"):
+        find("tables", "identity").write(np.ones((3, 2), np.float32), tmp_path, find("tables", "identity").Config(2))

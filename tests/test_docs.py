@@ -1,0 +1,99 @@
+"""Docs and code can't drift apart: pages exist for what exists, and the examples run."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recfit import models
+from recfit.config import parse
+from recfit.data.splits import split
+from recfit.engine import open_bundle
+from recfit.export import export, surroundings
+from recfit.pipeline import Pipeline, Stage
+from recfit.registry import names
+from recfit.search.original import build_original
+from recfit.training import Fit, train
+from recfit.types import Interactions, Request
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+
+
+def walks(n_users: int = 40, n_items: int = 30, events: int = 12) -> Interactions:
+    """Users who walk around a ring of items, one step at a time."""
+    rng = np.random.default_rng(0)
+    starts = rng.integers(0, n_items, n_users)
+    item = ((starts[:, None] + np.arange(events)) % n_items).ravel().astype(np.int32)
+    user = np.repeat(np.arange(n_users, dtype=np.int32), events)
+    time = np.tile(np.arange(events, dtype=np.float64), n_users)
+    ids = tuple(f"u{row}" for row in range(n_users)), tuple(f"i{row}" for row in range(n_items))
+    return Interactions("walks", user, item, np.ones(len(user), np.float32), time, *ids)
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The fenced code of a page in one language."""
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("room", ["techniques"])
+def test_every_file_of_a_room_has_a_page_and_every_page_a_file(room: str) -> None:
+    assert {page.stem for page in (DOCS / room).glob("*.md")} == set(names(room))
+
+
+@pytest.mark.parametrize("name", names("techniques"))
+def test_a_page_lists_every_setting(name: str) -> None:
+    import dataclasses
+
+    from recfit.registry import find
+
+    page = (DOCS / "techniques" / f"{name}.md").read_text()
+    missing = [item.name for item in dataclasses.fields(find("techniques", name).Technique) if f"`{item.name}`" not in page]
+    assert not missing
+
+
+def test_every_table_format_is_in_the_bundle_page() -> None:
+    page = (DOCS / "bundle.md").read_text()
+    assert all(f"| `{name}` |" in page for name in names("tables"))
+
+
+def test_the_bring_your_own_example_trains_exports_and_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = DOCS / "bring-your-own.md"
+    code, settings = blocks(page, "python")[0], blocks(page, "toml")[0]
+    assert len(code.splitlines()) <= 32
+    (tmp_path / "my_module.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    import tomllib
+
+    chosen = parse({"data": {"source": "x"}, **tomllib.loads(settings)}).model
+    parts = split(walks(), "leave_last")
+    fit = Fit(epochs=30, batch_size=32, learning_rate=0.02, threads=1)
+    model = build_original(chosen, parts, fit)
+    trained = train(model, parts, fit, progress=False)
+    assert trained.ndcg > 0.8
+    around = surroundings(parts, parts.train.histories())
+    export(Pipeline(Stage(model)), around, tmp_path / "bundle", name="own", recipe={"id": "own", "steps": []})
+    answer = open_bundle(tmp_path / "bundle").recommend([Request(history=("i3", "i4", "i5"))], 1)[0]
+    assert answer.items == ("i6",)
+    models.save(model, tmp_path / "model")
+    assert models.fingerprint(models.load(tmp_path / "model")) == models.fingerprint(model)
+
+
+def test_the_commands_of_the_readme_exist() -> None:
+    text = (ROOT / "README.md").read_text()
+    used = set(re.findall(r"^(?:\$ )?recfit (\w+)", text, re.MULTILINE))
+    assert used
+    for command in used:
+        done = subprocess.run([sys.executable, "-m", "recfit.cli", command, "--help"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("path", sorted([ROOT / "README.md", *DOCS.rglob("*.md")]), ids=lambda path: path.stem)
+def test_links_between_pages_lead_somewhere(path: Path) -> None:
+    targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", path.read_text())
+    assert not [target for target in targets if not (path.parent / target).exists()]
