@@ -6,32 +6,32 @@ from typing import TYPE_CHECKING, Any
 
 from recfit.types import (
     BundleError,
-    ConfigError,
     DataError,
     Infeasible,
     RecfitError,
     Recommendation,
     Request,
-    Unsupported,
 )
 
 if TYPE_CHECKING:
+    from recfit.config import Budget, Data, Model, Search, Settings
     from recfit.config import load as load_config
     from recfit.engine import Engine, open_bundle
     from recfit.flow import optimize
-    from recfit.search.budget import Budget
 
 __all__ = [
     "Budget",
     "BundleError",
-    "ConfigError",
+    "Data",
     "DataError",
     "Engine",
     "Infeasible",
+    "Model",
     "RecfitError",
     "Recommendation",
     "Request",
-    "Unsupported",
+    "Search",
+    "Settings",
     "load_config",
     "open_bundle",
     "optimize",
@@ -39,7 +39,7 @@ __all__ = [
 
 # Imported on first use: serving must not pay for, or need, what optimizing imports.
 _LAZY = {
-    "Budget": ("recfit.search.budget", "Budget"),
+    **{name: ("recfit.config", name) for name in ("Budget", "Data", "Model", "Search", "Settings")},
     "Engine": ("recfit.engine", "Engine"),
     "load_config": ("recfit.config", "load"),
     "open_bundle": ("recfit.engine", "open_bundle"),

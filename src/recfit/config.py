@@ -61,11 +61,11 @@ class Model:
 class Budget:
     """Limits and an objective; see `recfit.search.budget.Budget`."""
 
+    limits: Mapping[str, Any] = field(default_factory=dict)
     objective: str = "latency"
     quality_metric: str = "ndcg@10"
     price: float = 0.04
     accept_undecided: bool = False
-    limits: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

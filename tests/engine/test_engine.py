@@ -67,9 +67,9 @@ def test_a_known_user_is_answered_from_the_stored_history(engine: Engine) -> Non
 
 
 def test_a_history_wins_over_the_stored_one(engine: Engine) -> None:
-    given_ = Request(USERS[5], items([1, 2, 3]))
-    assert engine.recommend([given_]) == engine.recommend([Request(history=items([1, 2, 3]))])
-    assert engine.recommend([given_]) != engine.recommend([Request(USERS[5])])
+    asked = Request(USERS[5], items([1, 2, 3]))
+    assert engine.recommend([asked]) == engine.recommend([Request(history=items([1, 2, 3]))])
+    assert engine.recommend([asked]) != engine.recommend([Request(USERS[5])])
 
 
 def test_an_empty_history_wins_too(engine: Engine) -> None:

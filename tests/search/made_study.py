@@ -52,12 +52,12 @@ def done(id: str, users: Quality, p99: float, *steps: dict, **others: float) -> 
     return candidate, {"ndcg@10": users}
 
 
-def started(directory: Path, budget: dict = BUDGET) -> Study:
+def started(directory: Path, budget: dict = BUDGET, users: int = USERS) -> Study:
     study = Study(directory)
     study.begin({"data": DATA}, "identity")
     study.note(budget=budget)
-    study.add(*done("o", base_quality(), 4.0, memory=200.0))
+    study.add(*done("o", base_quality(users), 4.0, memory=200.0))
     study.note(original="o")
-    study.add(*done("a", base_quality(), 12.0, step("runtime", name="torch"), memory=300.0))
+    study.add(*done("a", base_quality(users), 12.0, step("runtime", name="torch"), memory=300.0))
     study.note(eager="a")
     return study

@@ -58,10 +58,14 @@ def choose(study: Study, budget: Budget) -> Choice:
     verdicts = {found.id: budget.verdicts(measured[found.id], original) for found in done}
     feasible = [found for found in done if budget.holds(verdicts[found.id])]
     if feasible:
-        # Equal losses go to the better quality, then to the shorter recipe.
-        best = min(feasible, key=lambda c: (budget.loss(c.metrics), -c.metrics[budget.quality_metric], len(c.recipe)))
-        return Choice(best, None, verdicts)
+        return Choice(min(feasible, key=lambda found: _order(found, budget)), None, verdicts)
     return Choice(None, _nearest(done, measured, original, budget, verdicts), verdicts)
+
+
+def _order(found: Candidate, budget: Budget) -> tuple[float, float, float, int]:
+    """Equal losses go to the better quality, then to the lower p99, then to the shorter recipe."""
+    metrics = found.metrics
+    return budget.loss(metrics), -metrics[budget.quality_metric], metrics["p99_ms"], len(found.recipe)
 
 
 def _nearest(

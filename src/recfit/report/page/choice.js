@@ -67,11 +67,12 @@ function loss(candidate, metric) {
   return metricInfo(metric).better === "lower" ? value : -value;
 }
 
-/** Orders candidates best first: by the objective, then by quality, then the shorter recipe. */
+/** Orders candidates best first: by the objective, then by quality, then by speed, then the shorter recipe. */
 function byObjective({ metric, quality }) {
   return (a, b) =>
     compare(loss(a, metric), loss(b, metric)) ||
     compare(loss(a, quality), loss(b, quality)) ||
+    compare(loss(a, "p99_ms"), loss(b, "p99_ms")) ||
     compare(a.steps.length, b.steps.length);
 }
 
