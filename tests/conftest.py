@@ -1,4 +1,4 @@
-"""Fixtures that several rooms share. The data and models behind them are in `toys`."""
+"""What several rooms share. The data and models behind it are in `toys`."""
 
 from __future__ import annotations
 
@@ -6,23 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import toys
 
-from recfit.export import Surroundings, export
+import toys
+from recfit.export import export
 from recfit.pipeline import Pipeline, fingerprint
-from recfit.types import Split
 
 Exported = Callable[[Pipeline], Path]
-
-
-@pytest.fixture(scope="session")
-def split() -> Split:
-    return toys.split()
-
-
-@pytest.fixture(scope="session")
-def around() -> Surroundings:
-    return toys.around()
 
 
 @pytest.fixture(scope="session")

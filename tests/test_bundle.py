@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import toys
 
+import toys
 from recfit import bundle
 from recfit.engine import open_bundle
 from recfit.export import export
@@ -167,7 +167,7 @@ def test_a_newer_format_asks_for_an_upgrade(path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["files", "pipeline"])
-@pytest.mark.parametrize("value", [None, [], 7, {"retrieve": 1}])
+@pytest.mark.parametrize("value", [None, [], 7, {"catalogue.json": 1}])
 def test_a_manifest_with_wrong_parts(path: Path, key: str, value: object) -> None:
     reseal(path, **{key: value})
     with pytest.raises(BundleError, match="does not hold what its manifest describes"):

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import toys
 
+import toys
 from recfit import bundle, engine
 from recfit.engine import Engine, open_bundle
 from recfit.export import export
@@ -100,9 +100,7 @@ def test_a_list_expires_with_its_age_not_with_the_servers(path: Path, monkeypatc
 
 
 def test_users_that_tell_the_model_nothing_are_left_to_the_fallback(tmp_path: Path) -> None:
-    around = replace(
-        toys.around(), histories=Ragged.from_lists([[], *([row] for row in range(1, 39)), *([[]] * 21)])
-    )
+    around = replace(toys.around(), histories=Ragged.from_lists([[], *([row] for row in range(1, 39)), *([[]] * 21)]))
     pipeline = replace(toys.original("sasrec"), cache=CachePlan(1.0, length=100))
     opened = open_bundle(export(pipeline, around, tmp_path / "b", name="n", recipe={}))
     stored = opened.bundle.cache

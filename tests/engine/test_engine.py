@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import toys
 from hypothesis import given
 from hypothesis import strategies as st
 
+import toys
 from recfit.engine import Engine, open_bundle
 from recfit.export import Surroundings, export
 from recfit.models import Catalogue, popularity

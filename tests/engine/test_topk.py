@@ -16,7 +16,9 @@ NUMBERS = st.sampled_from([-np.inf, -2.0, -1.0, 0.0, 0.5, 0.5, 3.0, np.nan])
 def test_top_k_is_a_stable_sort_of_the_numbers(scores: list[float], k: int) -> None:
     line = np.array(scores, np.float32)
     rows, best = top_k(line, k)
-    wanted = sorted((row for row, score in enumerate(scores) if score > -np.inf), key=lambda row: (-scores[row], row))[:k]
+    wanted = sorted((row for row, score in enumerate(scores) if score > -np.inf), key=lambda row: (-scores[row], row))[
+        :k
+    ]
     assert rows.tolist() == wanted
     assert best.tolist() == line[wanted].tolist()
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import N_ITEMS, VARIANTS, requests, rows_of
 
+from conftest import N_ITEMS, VARIANTS, requests, rows_of
 from recfit import models
 from recfit.models import Causal, Encoder, Model, Ranker, Rotatable, Tied
 from recfit.registry import names

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import N_ITEMS, N_USERS, chosen_matrix, requests
 
+from conftest import N_ITEMS, N_USERS, chosen_matrix, requests
 from recfit import models
 from recfit.models import Catalogue, Model
 from recfit.types import ConfigError, Split

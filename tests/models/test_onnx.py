@@ -11,9 +11,9 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from conftest import VARIANTS, requests, rows_of
 from torch import Tensor, nn
 
+from conftest import VARIANTS, requests, rows_of
 from recfit.models import Model, Ranker, as_module
 
 Make = Callable[[str], Model]

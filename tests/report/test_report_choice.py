@@ -79,13 +79,15 @@ def test_select_never_takes_what_was_not_measured_to_the_end(page: Page) -> None
     assert select(page, fallen, [], "ndcg@10") == {"chosen": None, "feasible": 0, "nearest": None}
 
 
-def test_equals_go_to_the_better_quality_then_to_the_shorter_recipe(page: Page) -> None:
+def test_equals_go_to_the_better_quality_then_to_speed_then_to_the_shorter_recipe(page: Page) -> None:
     rows = [
         candidate("worse", 0.11, 1.0),
+        candidate("slow", 0.12, 2.0),
         candidate("long", 0.12, 1.0, steps=[{}, {}]),
         candidate("short", 0.12, 1.0, steps=[{}]),
     ]
     assert select(page, rows, [], "p99_ms")["chosen"]["id"] == "short"
+    assert select(page, rows, [], "ndcg@10")["chosen"]["id"] == "short"
 
 
 def test_undecided_counts_only_when_tolerant(page: Page) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-import toys
 
+import toys
 from recfit import models
 from recfit.engine import Engine, open_bundle
 from recfit.pipeline import Pipeline, RuntimePlan, Stage

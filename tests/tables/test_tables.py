@@ -46,7 +46,9 @@ def queries_for(vectors: FloatArray, count: int = 7) -> FloatArray:
     return queries.astype(np.float32)
 
 
-@pytest.fixture(params=[(name, shape) for name in FORMATS for shape in SHAPES], ids=lambda part: f"{part[0]}, {part[1]}")
+@pytest.fixture(
+    params=[(name, shape) for name in FORMATS for shape in SHAPES], ids=lambda part: f"{part[0]}, {part[1]}"
+)
 def case(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Table, FloatArray, FloatArray]:
     """An opened table, the vectors it was made of, and queries."""
     name, shape = request.param

@@ -125,7 +125,7 @@ def _strategies(study: Study, budget: Budget, choice: Choice) -> list[dict[str, 
     base = study.candidates[study.facts["original"]]
     singles: dict[str, list[Candidate]] = defaultdict(list)
     for found in study.done():
-        if len(found.recipe) == 1 and found.id != study.facts["eager"]:
+        if len(found.recipe) == 1 and found.id not in (study.facts["eager"], base.id):
             singles[found.families[0]].append(found)
     strategies = [{"label": "original (A)", "id": study.facts["eager"]}, {"label": "original (B)", "id": base.id}]
     for family, group in singles.items():

@@ -22,6 +22,8 @@ from recfit.training import Fit
 from recfit.types import ConfigError, IntArray, Interactions, Split
 
 Say = Callable[[str], None]
+# Share of the quality limit that a quarter of a training has to reach.
+HOPELESS = 0.5
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,16 @@ class Bench:
         search = self.settings.search
         left = max(1.0, search.max_minutes - self.minutes_spent) * 60
         limits = Limits(search.memory_gb, time.monotonic() + left)
-        return Gates(self.study, self.budget, self.workshop, limits, self.plan, self.popularity)
+        return Gates(self.study, self.budget, self._workshop(), limits, self.plan, self.popularity)
+
+    def _workshop(self) -> Workshop:
+        """The workshop whose trainings end early where a quarter of them leaves the quality far below every limit on it."""
+        floors = [limit for limit in self.budget.limits if limit.metric == "ndcg@10"]
+        original = self.study.candidates.get(self.study.facts.get("original", ""))
+        if original is None or not floors:
+            return self.workshop
+        hopeless = HOPELESS * min(limit.absolute(original.metrics) for limit in floors)
+        return dataclasses.replace(self.workshop, fit=dataclasses.replace(self.workshop.fit, hopeless=hopeless))
 
 
 def prepare(settings: config.Settings | str | Path, say: Say = print) -> Bench:

@@ -42,7 +42,6 @@ class Job:
 def build(workshop: Workshop, job: Job) -> str:
     """Apply the recipe to the original and export it; returns the bundle's directory."""
     torch.set_num_threads(workshop.threads)
-    torch.manual_seed(workshop.fit.seed)
     recipe = Recipe.from_json(job.recipe)
     pipeline = _applied(recipe, workshop, job)
     around = surroundings(workshop.split, snapshot(workshop.split, final=job.final))
@@ -74,8 +73,8 @@ def _applied(recipe: Recipe, workshop: Workshop, job: Job) -> Pipeline:
         if pipelines.saved(kept):
             pipeline = pipelines.load(kept)
             continue
-        step = prefix.steps[-1]
-        pipeline = applied(step, pipeline, context)
+        torch.manual_seed(workshop.fit.seed)  # the same weights, whether the steps before were trained or loaded
+        pipeline = applied(prefix.steps[-1], pipeline, context)
         if not job.structure_only:
             pipelines.save(pipeline, kept)
     return pipeline

@@ -55,11 +55,11 @@ class Gates:
     popularity: IntArray
     _clock: dict[str, float] = field(default_factory=dict)
 
-    def run(self, recipe: Recipe) -> Candidate:
-        """Take `recipe` through the gates and record what became of it. Only `KeyboardInterrupt` gets out."""
+    def run(self, recipe: Recipe, *, gated: bool = True) -> Candidate:
+        """Build and measure `recipe`, unless it falls at a gate, and record what became of it."""
         self._clock = {}
         try:
-            candidate, users = self._gated(recipe)
+            candidate, users = self._measured(recipe, gated)
         except RecfitError as error:
             stage = next(reversed(self._clock), "build")
             candidate, users = self._row(recipe, "failed", stage, str(error)), None
@@ -68,12 +68,12 @@ class Gates:
         self.study.add(candidate, users)
         return candidate
 
-    def _gated(self, recipe: Recipe) -> tuple[Candidate, Mapping[str, Any] | None]:
-        if fallen := self._screen(recipe):
+    def _measured(self, recipe: Recipe, gated: bool) -> tuple[Candidate, Mapping[str, Any] | None]:
+        if gated and (fallen := self._screen(recipe)):
             return fallen, None
         bundle = self._built(recipe, "train", structure_only=False)
         queries = self.workshop.split.validation
-        if fallen := self._sampled(recipe, bundle, queries):
+        if gated and (fallen := self._sampled(recipe, bundle, queries)):
             return fallen, None
         with self._stage("measure"):
             found = measure.measure(bundle, queries, self.popularity, self.plan, self.metrics)

@@ -49,9 +49,9 @@ def _answer(process: Any, pipe: Connection, memory_gb: float, seconds: float) ->
         if not process.is_alive() and not pipe.poll(0):
             raise Failed(f"the process ended with exit code {process.exitcode} and no answer")
         if time.monotonic() > deadline:
-            raise Failed(f"it took over {seconds / 60:.1f} minutes, the limit that was left")
+            raise Failed(f"it took over {seconds:.0f} s, the time that was left; raise [search] max_minutes")
         if _rss_gb(process.pid) > memory_gb:
-            raise Failed(f"it used more than {memory_gb:g} GB of memory, the limit of [search] memory_gb")
+            raise Failed(f"it used more than {memory_gb:g} GB of memory, the limit of [search] memory_gb; raise it")
     try:
         kind, answer = pipe.recv()
     except EOFError:

@@ -18,8 +18,9 @@ class Recipe:
 
     @cached_property
     def id(self) -> str:
-        """Digest of the steps and their settings."""
-        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:12]
+        """Digest of the steps and their settings, in whatever order these are written."""
+        steps = [[name_of(step), settings_of(step)] for step in self.steps]
+        return hashlib.sha256(json.dumps(steps, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
     def name(self) -> str:

@@ -19,7 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
-from recfit.models import Catalogue, Model, catalogue_of
+import torch
+
+from recfit.models import Catalogue, Model, Solved, as_module, build, catalogue_of
 from recfit.models._options import from_options
 from recfit.pipeline import Pipeline, fingerprint
 from recfit.registry import find, names
@@ -48,11 +50,19 @@ class Context:
     def catalogue(self) -> Catalogue:
         return catalogue_of(self.split)
 
+    def build(self, kind: str, options: Mapping[str, Any]) -> Model:
+        """A new model, its first weights drawn from the study's seed whatever was drawn before."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.fit.seed)
+            return build(kind, options, self.catalogue)
+
     def train(self, model: Model, *, distill: Distill | None = None, **changes: Any) -> Model:
         """Train `model` in place with the study's settings and `changes` to them; returns it."""
         if not self.structure_only:
             settings = dataclasses.replace(self.fit, **changes)
             train(model, self.split, settings, teacher=distill, checkpoint=self.checkpoint, progress=self.progress)
+        elif isinstance(model, Solved):
+            _fill(model)
         return model
 
 
@@ -108,6 +118,15 @@ def describe(technique: Technique) -> str:
         if (value := getattr(technique, item.name)) != _default(item)
     ]
     return f"{name_of(technique)}({', '.join(shown)})"
+
+
+def _fill(model: Model) -> None:
+    """Small random numbers in the place of a solution. With its zeros every score would tie, which takes longer to
+    rank, and a graph would store equal matrices only once."""
+    draws = torch.Generator().manual_seed(0)
+    for values in as_module(model).buffers():
+        if values.is_floating_point():
+            values.normal_(0, 0.01, generator=draws)
 
 
 def _default(item: dataclasses.Field[Any]) -> Any:

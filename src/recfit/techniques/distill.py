@@ -30,7 +30,7 @@ class Technique:
     temperature: float = 2.0
 
     def apply(self, pipeline: Pipeline, context: Context) -> Pipeline:
-        student = models.build(self.kind, self.options, context.catalogue)
+        student = context.build(self.kind, self.options)
         if isinstance(student, models.Solved):
             raise Unsupported(f"{self.kind} is solved in closed form and cannot learn a teacher's scores; use simplify")
         lesson = Distill(context.original.main.model, self.alpha, self.beta, self.temperature)

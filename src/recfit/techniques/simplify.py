@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from recfit import models
 from recfit.pipeline import Pipeline, Stage
 from recfit.techniques import Context
 from recfit.techniques._students import students
@@ -28,7 +27,7 @@ class Technique:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def apply(self, pipeline: Pipeline, context: Context) -> Pipeline:
-        model = models.build(self.kind, self.options, context.catalogue)
+        model = context.build(self.kind, self.options)
         return pipeline.with_main(Stage(context.train(model)))
 
     @classmethod

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-from recfit import models
 from recfit.models._options import check_ranges
 from recfit.pipeline import Pipeline, Stage
 from recfit.techniques import Context
@@ -35,7 +34,7 @@ class Technique:
             raise Unsupported(
                 f"candidates={self.candidates} is the whole catalogue of {context.split.n_items} items; pass fewer"
             )
-        model = context.train(models.build(self.retriever, self.options, context.catalogue))
+        model = context.train(context.build(self.retriever, self.options))
         return replace(pipeline, retrieve=Stage(model), rank=pipeline.main, candidates=self.candidates)
 
     @classmethod

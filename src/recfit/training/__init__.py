@@ -33,6 +33,7 @@ __all__ = ["Distill", "Epoch", "Fit", "Trained", "evaluate", "inputs_for", "trai
 
 VALIDATION_QUERIES = 2000
 MAX_NORM = 5.0
+HOPELESS_AFTER = 0.25
 
 
 def train(
@@ -92,12 +93,12 @@ class _Loop:
     def run(self) -> Progress:
         done = self._resumed() or Progress((), 0, {})
         earlier = done.epochs[-1].seconds if done.epochs else 0.0
-        start = time.monotonic() - earlier
+        self.start = time.monotonic() - earlier
         with self.bar:
             while not self._finished(done):
                 loss = self._epoch(len(done.epochs), done)
                 ndcg = self.validation(self.model)["ndcg@10"]
-                done = self._extended(done, Epoch(loss, ndcg, time.monotonic() - start))
+                done = self._extended(done, Epoch(loss, ndcg, time.monotonic() - self.start))
                 if self.checkpoint is not None:
                     checkpoints.write(self.checkpoint, self.plan, self.module, self.optimizer, done)
         return done
@@ -111,7 +112,14 @@ class _Loop:
         epochs, limit = len(done.epochs), self.settings
         spent = done.epochs[-1].seconds / 60 if done.epochs else 0.0
         late = limit.max_minutes > 0 and spent >= limit.max_minutes
-        return epochs >= limit.epochs or epochs - done.best > limit.patience or (late and epochs > 0)
+        hopeless = self._through(epochs) >= HOPELESS_AFTER and done.epochs[done.best].ndcg < limit.hopeless
+        return epochs >= limit.epochs or epochs - done.best > limit.patience or (late and epochs > 0) or hopeless
+
+    def _through(self, epochs: float) -> float:
+        """How much of the training is done after `epochs`, 0 to 1: of the epochs, or of the minutes if they end first."""
+        limit = self.settings
+        minutes = (time.monotonic() - self.start) / 60 / limit.max_minutes if limit.max_minutes > 0 and epochs else 0.0
+        return min(1.0, max(epochs / limit.epochs, minutes))
 
     def _extended(self, done: Progress, epoch: Epoch) -> Progress:
         epochs = (*done.epochs, epoch)
@@ -130,7 +138,7 @@ class _Loop:
         shown = f"{done.epochs[-1].ndcg:.4f} (best {done.epochs[done.best].ndcg:.4f})" if done.epochs else "-"
         total = 0.0
         for index, batch in enumerate(batches):
-            loss = self._descend(batch, epoch * len(batches) + index, len(batches))
+            loss = self._descend(batch, epoch * len(batches) + index, epoch + index / len(batches))
             total += loss
             self.bar.update()
             self.bar.set_postfix_str(f"epoch {epoch + 1}, loss {loss:.3f}, ndcg@10 {shown}", refresh=False)
@@ -141,8 +149,8 @@ class _Loop:
         make = crops if isinstance(self.model, Causal) else examples
         return make(self.sequences, self.users, self.length, self.settings.batch_size, generator)
 
-    def _descend(self, batch: Batch, step: int, steps: int) -> float:
-        rate = self.settings.learning_rate * _schedule(step, self.settings.warmup, steps * self.settings.epochs)
+    def _descend(self, batch: Batch, step: int, epochs: float) -> float:
+        rate = self.settings.learning_rate * _schedule(step, self.settings.warmup, self._through(epochs))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         loss = self.step(batch)
@@ -153,9 +161,9 @@ class _Loop:
         return loss.item()
 
 
-def _schedule(step: int, warmup: int, steps: int) -> float:
-    """The share of the full learning rate at `step`: a linear rise, then a cosine to 0."""
-    return min(1.0, (step + 1) / (warmup + 1)) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, steps))))
+def _schedule(step: int, warmup: int, through: float) -> float:
+    """The share of the full learning rate: a linear rise over `warmup` steps, and a cosine to 0 at the end of the training."""
+    return min(1.0, (step + 1) / (warmup + 1)) * 0.5 * (1 + math.cos(math.pi * through))
 
 
 def _optimizer(module: nn.Module, settings: Fit) -> Optimizer:

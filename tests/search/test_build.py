@@ -1,0 +1,92 @@
+"""A recipe becomes a bundle: trained prefixes are kept and shared, structures are not, and weights don't depend on it."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from recfit import models
+from recfit import pipeline as pipelines
+from recfit.bundle import open_files, read_manifest
+from recfit.data.splits import split as split_by
+from recfit.pipeline import Pipeline, Stage, fingerprint
+from recfit.search.build import Job, Workshop, build, snapshot
+from recfit.search.recipe import Recipe
+from recfit.techniques import make
+from recfit.training import Fit
+from recfit.types import Interactions, Unsupported
+
+MLP = make("simplify", {"kind": "mlp", "options": {"embedding_dim": 4, "hidden": 4, "max_history": 5}})
+TWO = make("two_stage", {"retriever": "mlp", "options": {"embedding_dim": 2, "hidden": 2}, "candidates": 5})
+
+
+@pytest.fixture(scope="module")
+def split():
+    rng = np.random.default_rng(0)
+    user = np.tile(np.arange(20, dtype=np.int32), 6)
+    item = rng.integers(0, 15, 120).astype(np.int32)
+    ids = tuple(f"u{row}" for row in range(20)), tuple(f"i{row}" for row in range(15))
+    ones = np.ones(120, np.float32)
+    return split_by(Interactions("noise", user, item, ones, np.arange(120.0), *ids), "leave_last")
+
+
+@pytest.fixture
+def workshop(split, tmp_path):
+    model = models.build("popularity", {}, models.catalogue_of(split))
+    pipelines.save(Pipeline(Stage(model)), tmp_path / "original")
+    fit = Fit(epochs=1, batch_size=20)
+    return Workshop(split, tmp_path / "original", tmp_path / "models", fit, threads=1, progress=False)
+
+
+def job(output, *steps, **settings):
+    return Job(Recipe(steps).to_json(), output, **settings)
+
+
+def test_the_bundle_carries_its_recipe(workshop, tmp_path):
+    assert build(workshop, job(tmp_path / "bundle", MLP)) == str(tmp_path / "bundle")
+    manifest = read_manifest(tmp_path / "bundle")
+    assert manifest["recipe"]["id"] == Recipe((MLP,)).id
+    assert Recipe.from_json(manifest["recipe"]["steps"]).id == Recipe((MLP,)).id
+    assert manifest["name"] == Recipe((MLP,)).name
+
+
+def test_prefixes_are_trained_once_and_give_the_same_weights_trained_or_loaded(workshop, tmp_path):
+    cut = make("prune", {"axis": "hidden", "epochs": 1})
+    whole = Recipe((MLP, cut, TWO))
+    build(workshop, job(tmp_path / "one", *whole.steps))
+    kept = workshop.models / whole.id
+    first = fingerprint(pipelines.load(kept))
+    assert all(pipelines.saved(workshop.models / prefix.id) for prefix in whole.prefixes)
+    shutil.rmtree(kept)
+    build(workshop, job(tmp_path / "two", *whole.steps))
+    assert fingerprint(pipelines.load(kept)) == first
+
+
+def test_a_structure_is_not_kept_as_if_it_were_trained(workshop, tmp_path):
+    build(workshop, job(tmp_path / "bundle", MLP, structure_only=True))
+    assert (tmp_path / "bundle" / "manifest.json").exists()
+    assert not pipelines.saved(workshop.models / Recipe((MLP,)).id)
+
+
+def test_a_step_that_refuses_is_heard(workshop, tmp_path):
+    with pytest.raises(Unsupported, match="already has two stages"):
+        build(workshop, job(tmp_path / "bundle", TWO, make("two_stage", {"retriever": "popularity", "candidates": 6})))
+
+
+def test_the_stored_histories_are_one_event_behind_what_is_asked(workshop, split, tmp_path):
+    past = split.train.histories()
+    search, final = snapshot(split, final=False), snapshot(split, final=True)
+    assert [part.tolist() for part in search] == [part.tolist()[:-1] for part in past]
+    assert [part.tolist() for part in final] == [part.tolist() for part in past]
+    assert all(len(search[user]) < len(past) for user, past in zip(split.validation.user, past, strict=True))
+    build(workshop, job(tmp_path / "bundle", final=True))
+    assert open_files(tmp_path / "bundle").histories[3].tolist() == past[3].tolist()
+
+
+def test_equal_steps_make_equal_recipes():
+    same = Recipe((make("simplify", {"kind": "mlp", "options": {"hidden": 4, "embedding_dim": 4, "max_history": 5}}),))
+    assert same.id == Recipe((MLP,)).id
+    assert len({Recipe().id, Recipe((MLP,)).id, Recipe((TWO,)).id, Recipe((MLP, TWO)).id}) == 4
+    assert Recipe((TWO,)).then(MLP).steps == (MLP, TWO)
+    assert [prefix.id for prefix in Recipe((MLP, TWO)).prefixes] == [Recipe((MLP,)).id, Recipe((MLP, TWO)).id]
+    assert Recipe().name == "original"

@@ -1,0 +1,124 @@
+"""What is tried: everything once, single techniques before chains, chains only of what fits, and there is an end."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from made_study import base_quality, costs, worse
+
+from recfit.search import propose
+from recfit.search.budget import Budget
+from recfit.search.propose import SINGLES_SHARE, proposals
+from recfit.search.recipe import Recipe
+from recfit.search.study import Candidate, Study
+from recfit.techniques import make
+
+STEPS = [
+    make("simplify", {"kind": "ease"}),
+    make("distill", {"kind": "mlp"}),
+    make("distill", {"kind": "sasrec"}),
+    make("prune", {"axis": "ffn"}),
+    make("quantize", {}),
+    make("quantize", {"graph": False}),
+    make("cache", {}),
+    make("runtime", {"graph": "extended"}),
+]
+BUDGET = Budget.of({"ndcg@10": "80%", "p99_ms": "0.5x"})
+CONTEXT = SimpleNamespace()
+
+
+@pytest.fixture(autouse=True)
+def _techniques(monkeypatch):
+    """Variants as two techniques would give them, and no model to ask."""
+    monkeypatch.setattr(propose, "available", lambda wanted: [lambda _: STEPS[:4], lambda _: STEPS[4:]])
+
+
+@pytest.fixture
+def study(tmp_path):
+    found = Study(tmp_path / "study")
+    record(found, Recipe(), 1.0, 4.0)
+    found.note(original=Recipe().id)
+    return found
+
+
+def record(study, recipe, share, p99, status="done"):
+    users = worse(base_quality(), share)
+    metrics = costs(p99) | {"ndcg@10": float(users.mean())}
+    study.add(Candidate(recipe.id, recipe.name, recipe.to_json(), status, metrics=metrics), {"ndcg@10": users})
+
+
+def explored(study, outcome, spent=lambda: 0.0, most=300):
+    """All that is proposed, each recorded with the share of quality, the p99 and the status that `outcome` gives it."""
+    tried = []
+    for recipe in proposals(study, BUDGET, CONTEXT, (), spent):
+        assert recipe.id not in study.candidates
+        record(study, recipe, *outcome(recipe))
+        tried.append(recipe)
+        assert len(tried) < most
+    return tried
+
+
+def anything(seed):
+    rng = np.random.default_rng(seed)
+    return lambda _: (rng.uniform(0.6, 1), rng.uniform(0.5, 4), rng.choice(["done", "failed", "screened out"]))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_proposal_is_new_and_well_formed_and_they_end(study, seed):
+    tried = explored(study, anything(seed))
+    assert len({recipe.id for recipe in tried}) == len(tried)
+    for recipe in tried:
+        families = [step.family for step in recipe.steps]
+        orders = [step.order for step in recipe.steps]
+        assert len(set(families)) == len(families), recipe.name
+        assert orders == sorted(orders), recipe.name
+
+
+def test_singles_come_first_and_the_untrained_first_of_them(study):
+    tried = explored(study, lambda recipe: (1.0, 2.0 / len(recipe.steps)))
+    lengths = [len(recipe.steps) for recipe in tried]
+    singles = lengths.index(2)
+    assert singles == len(STEPS)
+    assert 1 not in lengths[singles:]
+    trains = [recipe.steps[0].trains for recipe in tried[:singles]]
+    assert trains == sorted(trains)
+    assert max(lengths) >= 3
+
+
+def test_singles_leave_room_for_chains(study):
+    """With the share of singles used up, what is left goes to chains of what there is."""
+    share = iter([0.0, SINGLES_SHARE - 0.01, SINGLES_SHARE])
+    tried = explored(study, lambda _: (1.0, 2.0), spent=lambda: next(share))
+    assert [len(recipe.steps) for recipe in tried[:2]] == [1, 1]
+    assert any(len(recipe.steps) > 1 for recipe in tried)
+
+
+def test_a_second_run_goes_on_where_the_first_stopped(study):
+    first = []
+    for recipe in proposals(study, BUDGET, CONTEXT, (), lambda: 0.0):
+        if len(first) == 5:
+            break
+        record(study, recipe, 1.0, 2.0)
+        first.append(recipe.id)
+    rest = explored(Study(study.directory), lambda _: (1.0, 2.0))
+    assert not set(first) & {recipe.id for recipe in rest}
+    assert explored(Study(study.directory), lambda _: (1.0, 2.0)) == []
+
+
+def test_a_technique_that_failed_alone_is_in_no_chain(study):
+    tried = explored(study, lambda recipe: (1.0, 2.0, "failed" if recipe.families == ("quantize",) else "done"))
+    chains = [recipe for recipe in tried if len(recipe.steps) > 1]
+    assert chains
+    assert not any("quantize" in recipe.families for recipe in chains)
+
+
+def test_chains_grow_from_what_keeps_quality_first(study):
+    """A fast single that lost its quality is no parent while slower ones that kept it are there."""
+
+    def outcome(recipe):
+        lost = recipe.families[0] == "simplify"
+        return (0.3, 0.1) if lost else (1.0, 2.0)
+
+    tried = explored(study, outcome)
+    chains = [recipe for recipe in tried if len(recipe.steps) > 1]
+    assert chains[0].families[0] != "simplify"

@@ -1,0 +1,117 @@
+"""What single techniques do to a model, beyond what all of them must hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import toys
+from recfit import models, techniques
+from recfit.models import Solved
+from recfit.pipeline import Pipeline, Stage
+from recfit.techniques import Context, make
+from recfit.techniques.reduce import principal_axes
+from recfit.training import Fit, evaluate
+
+SASREC, ALS, NEUMF = (toys.original(kind) for kind in ("sasrec", "als", "neumf"))
+
+
+def context_of(pipeline: Pipeline, **changes: Any) -> Context:
+    return Context(toys.split(), pipeline, toys.FIT, **changes)
+
+
+def spied(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What `train` is told from now on; it trains nothing."""
+    calls: list[dict[str, Any]] = []
+
+    def note(model: object, split: object, settings: Fit, *, teacher: object, **_: object) -> None:
+        calls.append({"model": model, "settings": settings, "teacher": teacher})
+
+    monkeypatch.setattr(techniques, "train", note)
+    return calls
+
+
+def test_pruning_keeps_the_most_important_units() -> None:
+    out = make("prune", {"axis": "ffn", "keep": 0.25, "epochs": 0}).apply(SASREC, context_of(SASREC))
+    before, after = (pipeline.main.model.importance("ffn") for pipeline in (SASREC, out))
+    assert out.main.model.axes()["ffn"] == 6
+    torch.testing.assert_close(after, before.sort(descending=True).values[:6])
+
+
+def test_fine_tuning_uses_its_own_settings_and_the_original(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = spied(monkeypatch)
+    settings = {"axis": "ffn", "epochs": 7, "data_fraction": 0.5, "learning_rate": 1e-5}
+    out = make("prune", settings).apply(SASREC, context_of(SASREC))
+    (call,) = calls
+    assert call["model"] is out.main.model
+    assert call["teacher"].teacher is SASREC.main.model
+    told = call["settings"]
+    assert (told.epochs, told.data_fraction, told.learning_rate) == (7, 0.5, 1e-5)
+    assert (told.batch_size, told.threads) == (toys.FIT.batch_size, toys.FIT.threads)
+
+
+def test_a_ranker_is_fine_tuned_without_a_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = spied(monkeypatch)
+    make("prune", {"axis": "hidden"}).apply(NEUMF, context_of(NEUMF))
+    assert [call["teacher"] for call in calls] == [None]
+
+
+def test_a_solved_model_is_cut_not_solved_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = spied(monkeypatch)
+    out = make("reduce", {"size": 3}).apply(ALS, context_of(ALS))
+    assert (out.main.model.axes(), calls) == ({"embedding_dim": 3}, [])
+
+
+def test_principal_axes_are_orthogonal_and_hold_the_most_first() -> None:
+    model: Any = ALS.main.model
+    basis = principal_axes(model, toys.split())
+    torch.testing.assert_close(basis.T @ basis, torch.eye(8), atol=1e-5, rtol=0)
+    energy = (model.item_vectors() @ basis).square().sum(0)
+    assert (energy.diff() <= 1e-4 * energy[0]).all()
+
+
+@pytest.mark.parametrize("kind", ["sasrec", "als", "mlp"])
+def test_principal_axes_of_nothing(kind: str) -> None:
+    """Before any training a solved model is all zeros; its shape can be looked at all the same."""
+    model = toys.untrained(kind, toys.SHAPES[kind][0])
+    with torch.no_grad():
+        for weight in [*models.as_module(model).parameters(), *models.as_module(model).buffers()]:
+            weight.zero_()
+    basis = principal_axes(model, toys.split())
+    torch.testing.assert_close(basis.T @ basis, torch.eye(len(basis)), atol=1e-5, rtol=0)
+
+
+def test_history_length_keeps_the_newest() -> None:
+    step = make("reduce", {"axis": "history_length", "size": 4, "epochs": 0})
+    out = step.apply(SASREC, context_of(SASREC))
+    assert out.main.model.max_history == 4
+    past = [1, 2, 3, 4, 5, 6]
+    short = toys.expected(Pipeline(Stage(SASREC.main.model)), -1, past[-4:])
+    cut = toys.expected(out, -1, past)
+    unseen = np.setdiff1d(np.arange(toys.N_ITEMS), past)
+    np.testing.assert_allclose(cut[unseen], short[unseen], rtol=1e-4, atol=1e-5)
+
+
+def test_structure_of_a_solved_model_ranks_without_ties() -> None:
+    for kind in ("als", "ease", "popularity"):
+        out = make("simplify", {"kind": kind}).apply(SASREC, context_of(SASREC, structure_only=True))
+        assert isinstance(out.main.model, Solved)
+        scores = toys.expected(out, -1, [1, 2])
+        assert not np.isnan(scores).any()
+        assert len(np.unique(scores[scores > -np.inf])) == toys.N_ITEMS - 2
+
+
+def test_a_student_learns_the_pattern() -> None:
+    """The walk goes one or two items on; a distilled student of the taught original finds that too."""
+    fit = Fit(epochs=25, patience=25, batch_size=32, threads=1, precision="fp32", learning_rate=1e-2)
+    teacher = toys.untrained("sasrec", toys.SHAPES["sasrec"][0])
+    context = Context(toys.split(), Pipeline(Stage(teacher)), fit)
+    context.train(teacher)
+    student = make("distill", {"kind": "mlp", "options": {"embedding_dim": 16, "hidden": 16, "max_history": 9}})
+    out = student.apply(context.original, context)
+    taught, learnt = (evaluate(model, toys.split().test)["hr@10"] for model in (teacher, out.main.model))
+    assert taught > 0.7, "10 of 40 items at random give 0.25"
+    assert learnt > 0.7

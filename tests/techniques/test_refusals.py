@@ -1,0 +1,127 @@
+"""A technique that does not apply, or would change nothing, says so in a sentence; a wrong setting says what is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+import toys
+from recfit.models import mlp
+from recfit.pipeline import Pipeline, RuntimePlan, Stage
+from recfit.techniques import Context, applied, available, describe, make
+from recfit.types import ConfigError, Unsupported
+
+SASREC, NEUMF, EASE, ALS = (toys.original(kind) for kind in ("sasrec", "neumf", "ease", "als"))
+INT8 = Pipeline(replace(SASREC.main, graph="int8", table="int8"))
+EAGER = replace(SASREC, runtime=RuntimePlan("torch"))
+TWO = Pipeline(ALS.main, SASREC.main, candidates=20)
+
+
+def context_of(pipeline: Pipeline, **changes: Any) -> Context:
+    return Context(toys.split(), pipeline, toys.FIT, **changes)
+
+
+REFUSED: list[tuple[Pipeline, str, Mapping[str, Any], str]] = [
+    (SASREC, "prune", {"axis": "ffn", "keep": 1.0}, "keep=1.0 of 24 ffn removes nothing; pass keep < 0.98"),
+    (SASREC, "prune", {"axis": "fnn"}, "sasrec has no axis 'fnn'; it has: layers, heads"),
+    (EASE, "prune", {"axis": "ffn"}, "ease has no axis 'ffn'; it has: none"),
+    (SASREC, "reduce", {"size": 16}, "size=16 is not below the 16 of embedding_dim; pass size <= 15"),
+    (SASREC, "reduce", {"axis": "features", "size": 1}, "sasrec has no axis 'features'"),
+    (NEUMF, "reduce", {"axis": "history_length", "size": 1}, "neumf has no axis 'history_length'"),
+    (SASREC, "distill", {"kind": "ease"}, "ease is solved in closed form and cannot learn a teacher's scores"),
+    (EAGER, "quantize", {}, "this pipeline runs on PyTorch; change the runtime first"),
+    (NEUMF, "quantize", {"graph": False}, "neumf has no item table of its own to store as int8; pass graph=true"),
+    (EASE, "quantize", {"graph": False}, "ease has no item table of its own"),
+    (INT8, "quantize", {}, r"quantize\(\) changed nothing here; leave it out of the recipe"),
+    (INT8, "runtime", {"name": "torch"}, "PyTorch runs the float32 model as it is"),
+    (SASREC, "runtime", {"name": "torch", "graph": "basic"}, "PyTorch runs the float32 model as it is"),
+    (SASREC, "runtime", {}, r"runtime\(\) changed nothing here"),
+    (TWO, "two_stage", {"retriever": "ease"}, "this pipeline already has two stages"),
+    (SASREC, "two_stage", {"retriever": "als", "candidates": 40}, "candidates=40 is the whole catalogue of 40 items"),
+    (EASE, "simplify", {"kind": "ease", "options": {"l2": 5.0}}, "changed nothing here"),
+]
+
+
+@pytest.mark.parametrize(("pipeline", "name", "settings", "sentence"), REFUSED, ids=lambda part: str(part)[:40])
+def test_a_step_without_effect_is_refused(
+    pipeline: Pipeline, name: str, settings: Mapping[str, Any], sentence: str
+) -> None:
+    with pytest.raises(Unsupported, match=sentence):
+        applied(make(name, settings), pipeline, context_of(pipeline))
+
+
+def test_a_second_cache_is_refused() -> None:
+    once = applied(make("cache", {}), SASREC, context_of(SASREC))
+    with pytest.raises(Unsupported, match="this pipeline already has a cache"):
+        applied(make("cache", {"share": 0.1}), once, context_of(SASREC))
+
+
+WRONG = [
+    ("prune", {}, "technique.prune needs the setting 'axis'; add it"),
+    ("prune", {"axis": "ffn", "kep": 0.5}, r"no setting 'kep' \(did you mean 'keep'\?\); allowed: axis, keep"),
+    ("prune", {"axis": 3}, "technique.prune.axis = 3 is a int; it must be a str"),
+    ("prune", {"axis": "ffn", "keep": 0.0}, "technique.prune.keep = 0.0 is outside"),
+    ("prune", {"axis": "ffn", "keep": -0.5}, "keep = -0.5 is outside"),
+    ("prune", {"axis": "ffn", "epochs": -1}, "epochs = -1 is outside"),
+    ("reduce", {"size": 0}, "technique.reduce.size = 0 is outside 1 to"),
+    ("cache", {"share": 0.0}, "share = 0.0 is outside"),
+    ("cache", {"share": 1.5}, "share = 1.5 is outside"),
+    ("cache", {"length": 0}, "length = 0 is outside"),
+    ("cache", {"ttl_seconds": 0}, "ttl_seconds = 0.0 is outside"),
+    ("two_stage", {"retriever": "als", "candidates": 0}, "candidates = 0 is outside"),
+    ("runtime", {"threads": 0}, "threads = 0 is outside 1 to"),
+    ("runtime", {"name": "openvno"}, "technique.runtime.name = 'openvno'; allowed: ort, torch"),
+    ("runtime", {"graph": "most"}, "allowed: none, basic, extended, all"),
+    ("quantize", {"graph": "yes"}, "technique.quantize.graph = 'yes' is a str; it must be a bool"),
+    ("prunne", {}, "no technique named 'prunne'; did you mean 'prune'?"),
+]
+
+
+@pytest.mark.parametrize(("name", "settings", "sentence"), WRONG, ids=str)
+def test_a_wrong_setting_is_answered_with_what_is_allowed(name: str, settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        make(name, settings)
+
+
+def test_a_wrong_setting_of_the_model_is_noticed_too() -> None:
+    for name in ("simplify", "distill"):
+        with pytest.raises(ConfigError, match=r"model\.sasrec has no setting 'depth'"):
+            make(name, {"kind": "sasrec", "options": {"depth": 3}}).apply(SASREC, context_of(SASREC))
+    with pytest.raises(ConfigError, match="no model named 'nothing'"):
+        make("two_stage", {"retriever": "nothing", "candidates": 5}).apply(SASREC, context_of(SASREC))
+
+
+def test_wanted_techniques_come_in_recipe_order() -> None:
+    context = context_of(SASREC)
+    found = [step for variants in available(["runtime", "quantize", "prune"]) for step in variants(context)]
+    assert [step.order for step in found] == sorted(step.order for step in found)
+    assert {step.family for step in found} == {"prune", "quantize", "runtime"}
+    with pytest.raises(ConfigError, match="no technique named 'melt'"):
+        available(["melt"])
+
+
+def test_a_description_shows_what_is_not_default() -> None:
+    assert describe(make("quantize", {})) == "quantize()"
+    assert describe(make("prune", {"axis": "ffn", "keep": 0.25})) == "prune(axis=ffn, keep=0.25)"
+    two_stage = make("two_stage", {"retriever": "als", "options": {"steps": 3}, "candidates": 100})
+    assert describe(two_stage) == "two_stage(retriever=als, options={steps=3})"
+
+
+def test_nothing_is_proposed_that_does_not_fit() -> None:
+    """On an original without an item table, quantize proposes the graph alone."""
+    for pipeline, count in ((SASREC, 2), (NEUMF, 1), (EASE, 1)):
+        (variants,) = available(["quantize"])
+        assert len(variants(context_of(pipeline))) == count
+        for step in variants(context_of(pipeline)):
+            applied(step, pipeline, context_of(pipeline))
+
+
+def test_a_model_can_stand_in_for_another_family() -> None:
+    student = make("simplify", {"kind": "mlp", "options": {"embedding_dim": 4, "hidden": 4}})
+    out = student.apply(TWO, context_of(TWO, structure_only=True))
+    assert isinstance(out.main.model, mlp.Mlp)
+    assert out.retrieve == TWO.retrieve
+    assert out.main == Stage(out.main.model)
