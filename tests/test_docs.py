@@ -53,7 +53,9 @@ def test_a_page_lists_every_setting(name: str) -> None:
     from recfit.registry import find
 
     page = (DOCS / "techniques" / f"{name}.md").read_text()
-    missing = [item.name for item in dataclasses.fields(find("techniques", name).Technique) if f"`{item.name}`" not in page]
+    missing = [
+        item.name for item in dataclasses.fields(find("techniques", name).Technique) if f"`{item.name}`" not in page
+    ]
     assert not missing
 
 

@@ -18,7 +18,7 @@ from recfit import bundle
 from recfit.engine import open_bundle
 from recfit.export import export, surroundings
 from recfit.pipeline import CachePlan, Pipeline, RuntimePlan, Stage
-from recfit.types import BundleError, Ragged, Request
+from recfit.types import BundleError, ConfigError, Ragged, Request
 
 Exported = Callable[[Pipeline], Path]
 
@@ -152,3 +152,14 @@ def test_the_eager_runtime_stores_the_model_itself(exported: Exported) -> None:
         "weights.safetensors",
     ]
     assert json.loads((path / "manifest.json").read_text())["pipeline"]["threads"] == 2
+
+
+def test_a_model_of_other_data_is_refused(tmp_path: Path) -> None:
+    fewer = replace(toys.around(), item_ids=toys.around().item_ids[:-1])
+    with pytest.raises(ConfigError, match="sasrec was built for 40 items, the data has 39; train it on this data"):
+        export(toys.original("sasrec"), fewer, tmp_path / "b", name="n", recipe={})
+    around = replace(toys.around(), user_ids=(*toys.around().user_ids, "new"), histories=Ragged.from_lists([[0]] * 61))
+    with pytest.raises(ConfigError, match="neumf was built for 60 users, the data has 61; train it on this data"):
+        export(toys.original("neumf"), around, tmp_path / "b", name="n", recipe={})
+    path = export(toys.original("sasrec"), around, tmp_path / "b", name="n", recipe={})
+    assert open_bundle(path).recommend([Request("new")])[0].source == "model"

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from recfit import bundle, models
 from recfit.engine import Engine
-from recfit.models import Tied
+from recfit.models import Model, Tied
 from recfit.pipeline import CachePlan, Pipeline, Stage
 from recfit.registry import find
 from recfit.runtimes import StageSpec
-from recfit.types import BundleError, Features, Ragged, Recommendation, Request, Rows, Split
+from recfit.types import BundleError, ConfigError, Features, Ragged, Recommendation, Request, Rows, Split
 
 OPSET = 17
 QUANTIZED = ["MatMul", "Gemm", "Gather"]
@@ -52,9 +52,12 @@ def surroundings(split: Split, histories: Ragged) -> Surroundings:
 def export(pipeline: Pipeline, around: Surroundings, directory: Path, *, name: str, recipe: Mapping[str, Any]) -> Path:
     """Write `pipeline` as a sealed bundle at `directory`, in the place of a bundle that was there; returns `directory`.
 
-    It is written beside and moved there once it is whole. Raises `BundleError` rather than replace anything else.
+    It is written beside and moved there once it is whole. Raises `BundleError` rather than replace anything else, and
+    `ConfigError` for a model of other data.
     """
     _check_replaceable(directory)
+    for stage in pipeline.stages.values():
+        _check_sizes(stage.model, around)
     draft = directory.with_name(f"{directory.name}.part")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
@@ -82,6 +85,16 @@ def _check_replaceable(directory: Path) -> None:
     empty = not directory.exists() or (directory.is_dir() and not any(directory.iterdir()))
     if not (whole or empty):
         raise BundleError(f"{directory} holds something that is no bundle; give a new or empty directory")
+
+
+def _check_sizes(model: Model, around: Surroundings) -> None:
+    """A model that reads only histories may meet other users, never other items."""
+    sizes = {"items": (model.catalogue.n_items, len(around.item_ids))}
+    if "user" in model.inputs:
+        sizes["users"] = (model.catalogue.n_users, len(around.user_ids))
+    for what, (known, given) in sizes.items():
+        if known != given:
+            raise ConfigError(f"{model.kind} was built for {known} {what}, the data has {given}; train it on this data")
 
 
 def _write_stage(stage: Stage, directory: Path, pipeline: Pipeline) -> StageSpec:

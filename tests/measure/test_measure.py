@@ -79,7 +79,7 @@ def test_bundles_are_started_one_after_another_and_measured_in_turns(bundle, cac
     """A load time must not contain another's, and both replay the same requests in the same blocks."""
     CALLS.clear()
     monkeypatch.setattr(measure, "Worker", Spied)
-    plan = Plan(requests=40, blocks=2, warm=1, throughput_seconds=0.01)
+    plan = Plan(requests=40, blocks=2, retakes=0, warm=1, throughput_seconds=0.01)
     first, second = measure.latency([bundle, cached_bundle], split.validation, plan)
     calls = [call for call in CALLS if call[1] in ("start", "open", "latency")]
     assert calls == [
@@ -134,3 +134,23 @@ def test_a_failing_bundle_leaves_no_process_behind(bundle, split, tmp_path, monk
         measure.latency([bundle, broken], split.validation, PLAN)
     assert len(started) == 2
     assert all(process.poll() is not None for process in started)
+
+
+def test_a_disturbed_block_is_taken_again_and_the_least_disturbed_take_counts():
+    takes = iter([{"spans": [9.0], "running": 0.5}, {"spans": [1.0], "running": 0.9}, {"spans": [5.0], "running": 0.7}])
+
+    class Disturbed:
+        def call(self, name, **arguments):
+            return next(takes)
+
+    assert measure.block(Disturbed(), 0, Plan(retakes=2))["spans"] == [1.0]
+
+
+def test_an_undisturbed_block_is_taken_once():
+    takes = iter([{"spans": [1.0], "running": 0.999}])
+
+    class Quiet:
+        def call(self, name, **arguments):
+            return next(takes)
+
+    assert measure.block(Quiet(), 0, Plan(retakes=2))["spans"] == [1.0]

@@ -50,16 +50,18 @@ class Bench:
         for at in range(count):
             self.engine.recommend([self.requests[at % len(self.requests)]])
 
-    def latency(self, start: int, count: int) -> list[float]:
-        """Milliseconds of `count` requests, one at a time, from the `start`-th on."""
+    def latency(self, start: int, count: int) -> dict[str, Any]:
+        """`spans`: milliseconds of `count` requests, one at a time, from the `start`-th on; `running`: the share of
+        that time in which this process had a processor, less than 1 where others took it away."""
         recommend, clock = self.engine.recommend, time.perf_counter_ns
         spans = []
+        wall, cpu = time.perf_counter(), time.process_time()
         for at in range(start, start + count):
             request = [self.requests[at % len(self.requests)]]
             begin = clock()
             recommend(request)
             spans.append((clock() - begin) / 1e6)
-        return spans
+        return {"spans": spans, "running": (time.process_time() - cpu) / (time.perf_counter() - wall)}
 
     def under_load(self, rate: float, count: int, seed: int) -> list[float]:
         """Milliseconds from the scheduled arrival to the answer, for Poisson arrivals at `rate` requests a second."""
