@@ -15,7 +15,7 @@ from recfit.pipeline import CachePlan, Pipeline, RuntimePlan, Stage, fingerprint
 def rich() -> Pipeline:
     """A pipeline that uses everything."""
     return Pipeline(
-        retrieve=Stage(toys.trained("als", toys.SHAPES["als"][0]), table="int8"),
+        retrieve=Stage(toys.trained("als", toys.SHAPES["als"][0]), table="int8", table_options={"dim": 8}),
         rank=Stage(toys.trained("neumf", toys.SHAPES["neumf"][1]), graph="int8"),
         candidates=17,
         cache=CachePlan(0.3, 20, 60.0),
@@ -32,6 +32,7 @@ def test_what_is_saved_is_loaded(made: Pipeline, tmp_path: Path) -> None:
     assert fingerprint(again) == fingerprint(made)
     assert (again.candidates, again.cache, again.runtime) == (made.candidates, made.cache, made.runtime)
     assert again.stages.keys() == made.stages.keys()
+    assert [stage.table_options for stage in again.stages.values()] == [s.table_options for s in made.stages.values()]
 
 
 def test_a_half_saved_pipeline_is_not_taken_for_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

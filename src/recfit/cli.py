@@ -17,6 +17,9 @@ import msgspec
 
 from recfit.types import ConfigError, RecfitError
 
+# (name, function, what it does, example) -> the command's parser
+Adder = Callable[[str, Callable[[Any], None], str, str], argparse.ArgumentParser]
+
 DESCRIPTION = """Fit a recommender into its budget: measure what every way of making it smaller and faster costs,
 pick the best that holds the budget, serve it."""
 START = """start with:
@@ -30,10 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         options.run(options)
-    except (RecfitError, OSError) as error:
+    except (RecfitError, OSError, ModuleNotFoundError) as error:
+        missing = isinstance(error, ModuleNotFoundError)
+        text = f"{error}; `recfit doctor` says what to install" if missing else str(error)
         if options.json:
-            print(json.dumps({"error": type(error).__name__, "message": str(error)}))
-        print(f"recfit: {error}", file=sys.stderr)
+            print(json.dumps({"error": type(error).__name__, "message": text}))
+        print(f"recfit: {text}", file=sys.stderr)
         return error.exit_code if isinstance(error, RecfitError) else 2
     except KeyboardInterrupt:
         print("\nrecfit: interrupted; the same command goes on from here", file=sys.stderr)
@@ -46,55 +51,49 @@ def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser("recfit", description=DESCRIPTION, epilog=START, formatter_class=_Help)
     root.add_argument("--version", action="version", version=f"recfit {metadata.version('recfit')}")
     commands = root.add_subparsers(metavar="COMMAND", required=True)
-
     add = _adder(commands)
+    _first_commands(add)
+    data = commands.add_parser("data", help="look at interactions").add_subparsers(metavar="COMMAND", required=True)
+    describe = _adder(data)("describe", describe_command, "show what the data holds", "recfit data describe events.csv")
+    describe.add_argument("source", help="a recfit.toml, a file of interactions or a known name")
+    _data_options(describe)
+    _study_commands(add)
+    _bundle_commands(add)
+    return root
+
+
+def _first_commands(add: Adder) -> None:
     init = add("init", init_command, "write a recfit.toml to start from", "recfit init --data events.csv")
     init.add_argument("--data", default="ml-100k", help="a file of interactions or a known name (default: ml-100k)")
     init.add_argument(
         "-o", "--output", type=Path, default=Path("recfit.toml"), help="where to write (default: recfit.toml)"
     )
-
     add("doctor", doctor_command, "check this machine: packages, runtimes, instruction sets", "recfit doctor")
 
-    data = commands.add_parser("data", help="look at interactions").add_subparsers(metavar="COMMAND", required=True)
-    describe = _adder(data)("describe", describe_command, "show what the data holds", "recfit data describe events.csv")
-    describe.add_argument("source", help="a recfit.toml, a file of interactions or a known name")
-    _data_options(describe)
 
+def _study_commands(add: Adder) -> None:
     train = add("train", train_command, "train the original of a config", "recfit train recfit.toml -o model/")
-    train.add_argument("config", type=Path, help="a recfit.toml; `recfit init` writes one")
     train.add_argument("-o", "--output", type=Path, required=True, help="the folder for the trained model")
+    text = "measure the ways of paying for a budget, choose, export"
+    optimize = add("optimize", optimize_command, text, "recfit optimize recfit.toml")
+    for command in (train, optimize):
+        command.add_argument("config", type=Path, help="a recfit.toml; `recfit init` writes one")
 
-    optimize = add(
-        "optimize",
-        optimize_command,
-        "measure the ways of paying for a budget, choose, export",
-        "recfit optimize recfit.toml",
-    )
-    optimize.add_argument("config", type=Path, help="a recfit.toml; `recfit init` writes one")
-
-    select = add(
-        "select",
-        select_command,
-        "answer another budget from a finished study, without training",
-        "recfit select runs/study --limit p99_ms=0.5 --limit ndcg@10=99% --objective memory",
-    )
-    select.add_argument("study", type=Path, help="the [search] directory of an `optimize` run")
-    _budget_options(select)
-
-    report = add(
-        "report", report_command, "write the HTML report of a study", "recfit report runs/study -o report.html"
-    )
-    report.add_argument("study", type=Path, help="the [search] directory of an `optimize` run")
+    text = "answer another budget from a finished study, without training"
+    example = "recfit select runs/study --limit p99_ms=0.5 --limit ndcg@10=99% --objective memory"
+    select = add("select", select_command, text, example)
+    text = "write the HTML report of a study"
+    report = add("report", report_command, text, "recfit report runs/study -o report.html")
     report.add_argument("-o", "--output", type=Path, help="the page (default: report.html in the study)")
-    _budget_options(report)
+    for command in (select, report):
+        command.add_argument("study", type=Path, help="the [search] directory of an `optimize` run")
+        _budget_options(command)
 
-    measure = add(
-        "measure",
-        measure_command,
-        "measure a bundle on this machine",
-        "recfit measure runs/study/bundle --requests runs/study/test/requests.jsonl --targets runs/study/test/targets.csv",
-    )
+
+def _bundle_commands(add: Adder) -> None:
+    test = "runs/study/test"
+    example = f"recfit measure runs/study/bundle --requests {test}/requests.jsonl --targets {test}/targets.csv"
+    measure = add("measure", measure_command, "measure a bundle on this machine", example)
     measure.add_argument("bundle", type=Path, help="a bundle's directory")
     measure.add_argument("--data", help="measure on the test split of this source or recfit.toml")
     measure.add_argument("--requests", type=Path, help="measure on these requests (.jsonl, .csv) ...")
@@ -103,12 +102,8 @@ def parser() -> argparse.ArgumentParser:
     measure.add_argument("--count", type=int, default=1500, help="requests behind the percentiles (default: 1500)")
     _data_options(measure)
 
-    recommend = add(
-        "recommend",
-        recommend_command,
-        "recommend for a file of requests",
-        "recfit recommend runs/study/bundle --requests requests.jsonl --k 10 -o recs.csv",
-    )
+    example = "recfit recommend runs/study/bundle --requests requests.jsonl --k 10 -o recs.csv"
+    recommend = add("recommend", recommend_command, "recommend for a file of requests", example)
     recommend.add_argument("bundle", type=Path, help="a bundle's directory")
     recommend.add_argument("--requests", type=Path, required=True, help=".csv or .jsonl: user_id, history, exclude")
     recommend.add_argument("--k", type=int, default=10, help="items for every request (default: 10)")
@@ -118,7 +113,6 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument("bundle", type=Path, help="a bundle's directory, or the recfit.toml whose study chose one")
     serve.add_argument("--host", help="default: that of the recfit.toml, else 127.0.0.1, this machine only")
     serve.add_argument("--port", type=int, help="default: that of the recfit.toml, else 8000; 0 takes any free port")
-    return root
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
@@ -132,7 +126,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         self._action_max_length += 2  # argparse forgets that the names of commands are indented
 
 
-def _adder(commands: Any) -> Callable[..., argparse.ArgumentParser]:
+def _adder(commands: Any) -> Adder:
     def add(name: str, run: Callable[[Any], None], text: str, example: str) -> argparse.ArgumentParser:
         description = f"{text[0].upper()}{text[1:]}."
         command: argparse.ArgumentParser = commands.add_parser(
@@ -287,9 +281,9 @@ def recommend_command(options: Any) -> None:
         raise ConfigError(f"--k is {options.k}; pass a number of items from 1")
     engine = open_bundle(options.bundle)
     requests = read_requests(options.requests)
-    answers = [engine.recommend(requests[start : start + 64], options.k) for start in range(0, len(requests), 64)]
-    found = [answer for part in answers for answer in part]
-    write_recommendations(options.output, requests, found)
+    # One at a time, as they are measured and served.
+    answers = [engine.recommend([request], options.k)[0] for request in requests]
+    write_recommendations(options.output, requests, answers)
     value = {"requests": len(requests), "output": str(options.output)}
     _say(options, value, f"{len(requests):,} requests answered in {options.output}")
 
@@ -302,7 +296,8 @@ def serve_command(options: Any) -> None:
     if bundle.suffix == ".toml":
         settings = config.load(bundle)
         bundle, listen = Path(settings.search.directory) / "bundle", settings.serve
-    run(bundle, options.host or listen.host, listen.port if options.port is None else options.port)
+    port = listen.port if options.port is None else options.port
+    run(bundle, options.host or listen.host, port, json_greeting=options.json)
 
 
 def _data(options: Any, source: str) -> tuple[Any, Any]:

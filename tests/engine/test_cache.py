@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -89,14 +90,21 @@ def test_a_history_with_repeats_does_not_shorten_the_answer(cached: Engine) -> N
     assert len(cached.recommend([Request(USERS[user], repeated, whole.items[:8])], 10)[0].items) == 10
 
 
-def test_a_list_expires_with_its_age_not_with_the_servers(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    created = datetime.fromisoformat(json.loads((path / bundle.MANIFEST).read_text())["created"]).timestamp()
-    opened = open_bundle(path)
+def test_a_list_expires(cached: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    created = datetime.fromisoformat(cached.manifest["created"]).timestamp()
     sources = {}
     for age in (0, 3599, 3601, 10**7):
         monkeypatch.setattr(engine.time, "time", lambda age=age: created + age)
-        sources[age] = opened.recommend([Request(USERS[ACTIVE[0]])])[0].source
+        sources[age] = cached.recommend([Request(USERS[ACTIVE[0]])])[0].source
     assert sources == {0: "cache", 3599: "cache", 3601: "model", 10**7: "model"}
+
+
+def test_its_age_counts_from_the_export_not_from_the_start_of_a_server(path: Path, tmp_path: Path) -> None:
+    old = Path(shutil.copytree(path, tmp_path / "old"))
+    manifest = json.loads((old / bundle.MANIFEST).read_text())
+    manifest["created"] = (datetime.now(UTC) - timedelta(seconds=3700)).isoformat(timespec="seconds")
+    (old / bundle.MANIFEST).write_text(json.dumps(manifest))
+    assert open_bundle(old).recommend([Request(USERS[ACTIVE[0]])])[0].source == "model"
 
 
 def test_users_that_tell_the_model_nothing_are_left_to_the_fallback(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_tied_encoders_agree_with_encode(make: Make, name: str) -> None:
     assert isinstance(model, Tied) == name.startswith(("sasrec", "mlp", "als"))
 
 
-@pytest.mark.parametrize("name", ["sasrec", "sasrec-1", "mlp", "mlp-features"])
+@pytest.mark.parametrize("name", ["sasrec", "sasrec-1", "sasrec-features", "mlp", "mlp-features"])
 def test_states_answer_every_prefix(make: Make, name: str) -> None:
     model = make(name)
     assert isinstance(model, Causal)
@@ -140,7 +140,7 @@ def test_an_unknown_axis_is_refused(make: Make, name: str) -> None:
         model.shrink("colour", torch.arange(1))
 
 
-@pytest.mark.parametrize("name", ["sasrec", "mlp", "mlp-features", "als"])
+@pytest.mark.parametrize("name", ["sasrec", "sasrec-features", "mlp", "mlp-features", "als"])
 def test_rotation_keeps_the_scores(make: Make, name: str) -> None:
     model = make(name)
     assert isinstance(model, Rotatable)

@@ -194,6 +194,6 @@ def test_one_item_catalogue() -> None:
 
 def test_features_without_data_are_refused(catalogue: Catalogue) -> None:
     bare = replace(catalogue, user_features=None, item_features=None)
-    for kind in ("neumf", "mlp"):
+    for kind in ("neumf", "mlp", "sasrec"):
         with pytest.raises(ConfigError, match=f"model.{kind}.features = true, but the data has none"):
             models.build(kind, {"features": True}, bare)

@@ -53,11 +53,12 @@ def per_query(found: IntArray, targets: Ragged, metrics: Sequence[str] = METRICS
 
 def _hits(found: IntArray, targets: Ragged) -> Values:
     """1.0 where a recommended row is a target of its query, [q, K]."""
+    # Each query has numbers of its own, and one more than there are rows: the padding of the next query meets nothing.
     span = int(max(found.max(initial=0), targets.values.max(initial=0))) + 2
     query = np.repeat(np.arange(len(targets)), targets.sizes)
     wanted = query * span + targets.values
     asked = np.arange(len(found))[:, None] * span + found
-    return (np.isin(asked, wanted) & (found >= 0)).astype(np.float64)
+    return np.isin(asked, wanted).astype(np.float64)
 
 
 def by_user(values: Mapping[str, Values], users: Rows) -> dict[str, Values]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from recfit.models import Catalogue, Model, rebuilt
 from recfit.models._axes import check_keep, newest_kept, no_axis, recency, strongest_first
-from recfit.models._layers import Dropout, ItemTable, rms_norm, selector
+from recfit.models._layers import Dropout, ItemTable, check_features, rms_norm, selector
 from recfit.models._options import check_ranges
 
 MASKED = -3e4  # finite, so that a row of padding gives zeros and not NaN; fits float16
@@ -25,7 +25,10 @@ MASKED = -3e4  # finite, so that a row of padding gives zeros and not NaN; fits 
 
 @dataclass(frozen=True)
 class Config:
-    """`head_dim` 0 means `embedding_dim / heads`; `max_history` events are read."""
+    """`head_dim` 0 means `embedding_dim / heads`; `max_history` events are read.
+
+    `features` adds the vectors of the item's features to its own, less the columns in `without`.
+    """
 
     layers: int = 2
     embedding_dim: int = 64
@@ -34,6 +37,8 @@ class Config:
     max_history: int = 100
     dropout: float = 0.2
     head_dim: int = 0
+    features: bool = False
+    without: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_ranges("model.sasrec", self, layers=(1, 64), embedding_dim=(1, 8192), heads=(1, 256), ffn=(1, 65536))
@@ -129,7 +134,8 @@ class SasRec(nn.Module):
     def __init__(self, config: Config, catalogue: Catalogue) -> None:
         super().__init__()
         self.config, self.catalogue, self.max_history = config, catalogue, config.max_history
-        self.items = ItemTable(catalogue.n_items, config.embedding_dim, std=0.02)
+        described = catalogue.item_features if config.features else None
+        self.items = ItemTable(catalogue.n_items, config.embedding_dim, 0.02, described, config.without)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.enter = nn.Parameter(torch.tensor(float(config.embedding_dim) ** 0.5))
         self.leave = nn.Parameter(torch.tensor(1.0))
@@ -232,4 +238,5 @@ class SasRec(nn.Module):
 
 
 def build(config: Config, catalogue: Catalogue) -> Model:
+    check_features("model.sasrec", config.features, catalogue.item_features)
     return SasRec(config, catalogue)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import time
@@ -23,7 +24,13 @@ GRACE_S = 30
 
 
 def run(
-    bundle: str | Path, host: str = "127.0.0.1", port: int = 8000, *, threads: int = 0, drain_s: float = 1.0
+    bundle: str | Path,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    *,
+    threads: int = 0,
+    drain_s: float = 1.0,
+    json_greeting: bool = False,
 ) -> None:
     """Serve the bundle in this directory; returns after SIGTERM or SIGINT. Port 0 is any free one.
 
@@ -32,10 +39,17 @@ def run(
     with bind(host, port) as listener:
         engine = open_bundle(bundle)
         engine.warm_up()
-        serve(engine, listener, threads=threads, drain_s=drain_s)
+        serve(engine, listener, threads=threads, drain_s=drain_s, json_greeting=json_greeting)
 
 
-def serve(engine: Recommender, listener: socket.socket, *, threads: int = 0, drain_s: float = 1.0) -> None:
+def serve(
+    engine: Recommender,
+    listener: socket.socket,
+    *,
+    threads: int = 0,
+    drain_s: float = 1.0,
+    json_greeting: bool = False,
+) -> None:
     """Answer from an open, warm engine at a bound socket.
 
     SIGTERM turns `/readyz` to 503 at once; `drain_s` seconds later, when load balancers have seen it, the server
@@ -58,7 +72,8 @@ def serve(engine: Recommender, listener: socket.socket, *, threads: int = 0, dra
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=GRACE_S,
     )
-    greeting = f"serving {engine.manifest['name']} at {url(listener)}"
+    name, place = engine.manifest["name"], url(listener)
+    greeting = json.dumps({"serving": name, "url": place}) if json_greeting else f"serving {name} at {place}"
     Server(config, greeting, draining, drain_s).run([listener])
 
 
