@@ -132,7 +132,7 @@ def test_train_stores_a_model_that_a_config_can_name(recfit, made, tmp_path):
     code, out, err = recfit("train", own, "-o", tmp_path / "model", "--json")
     assert code == 0
     assert json.loads(out)["epochs"] == 1
-    assert "parameters" in err
+    assert "sasrec" in err
     assert (tmp_path / "model" / "weights.safetensors").is_file()
 
 

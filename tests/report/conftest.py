@@ -19,7 +19,7 @@ def report() -> dict[str, Any]:
     return example()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")  # while it is open, no other test can run an event loop
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS.split())

@@ -31,6 +31,8 @@ def session(path: Path, threads: int = 1, graph: str = "all") -> onnxruntime.Inf
     options.inter_op_num_threads = 1
     options.graph_optimization_level = LEVELS[graph]
     options.log_severity_level = 3
+    # Waiting threads sleep: spinning ones take the cores that other sessions and the server need.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises half a dozen unrelated types here
