@@ -179,7 +179,7 @@ def example_inputs(stage: Stage) -> tuple[list[str], list[Tensor]]:
         values.append(_example(name, stage))
     if stage.kind == "encoder" and isinstance(model, Tied):
         names.append("vectors")
-        values.append(torch.zeros(2, 4, model.item_vectors().shape[1]))  # type: ignore[attr-defined]
+        values.append(torch.zeros(2, _length(stage), model.item_vectors().shape[1]))  # type: ignore[attr-defined]
     return names, values
 
 
@@ -190,7 +190,12 @@ def _example(name: str, stage: Stage) -> Tensor:
         features = stage.model.catalogue.user_features
         assert features is not None
         return torch.zeros(2, len(features.names), dtype=torch.long)
-    return torch.ones(2, 4, dtype=torch.long)
+    return torch.ones(2, _length(stage), dtype=torch.long)
+
+
+def _length(stage: Stage) -> int:
+    """Events in the example history: no more than the model reads."""
+    return min(4, max(1, stage.model.max_history))
 
 
 class _Graph(nn.Module):

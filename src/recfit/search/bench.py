@@ -23,7 +23,7 @@ from recfit.types import ConfigError, IntArray, Interactions, Split
 
 Say = Callable[[str], None]
 # Share of the quality limit that a quarter of a training has to reach.
-HOPELESS = 0.5
+HOPELESS = 0.25
 
 
 @dataclass(frozen=True)

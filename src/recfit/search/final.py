@@ -13,7 +13,9 @@ from recfit.data.requests import write_queries
 from recfit.measure import Measurement
 from recfit.measure.statistics import paired
 from recfit.search.bench import Bench
+from recfit.search.budget import Budget, Measured
 from recfit.search.build import Job, build
+from recfit.search.evaluate import core_hours
 from recfit.search.isolate import isolated
 from recfit.search.study import Candidate
 
@@ -24,17 +26,23 @@ def deliver(bench: Bench, chosen: Candidate) -> None:
     """Measure on the test split, once; write the promise into the chosen bundle and put it at `bundle/` of the study."""
     study = bench.study
     ids = {"A": study.facts["eager"], "B": study.facts["original"], "chosen": chosen.id}
-    if study.facts.get("final", {}).get("ids") == ids and study.path("bundle").exists():
+    if study.facts.get("final", {}).get("ids") == ids and _delivered(bench) == chosen.id:
         return
     bench.say("final: measuring the choice and the original again, on the test requests")
     found = _measured(bench, ids)
-    final = summary(ids, found, bench.budget.quality_metric)
+    final = summary(ids, found, bench.budget)
     winner = study.path("final", "chosen")
     bundles.promise(winner, {**final["rows"]["chosen"], "protocol": dict(found["chosen"].protocol)})
     shutil.rmtree(study.path("bundle"), ignore_errors=True)
     shutil.copytree(winner, study.path("bundle"))
     _write_test(bench)
     study.note(final=final)
+
+
+def _delivered(bench: Bench) -> str | None:
+    """The id of the recipe whose bundle lies at `bundle/` of the study."""
+    path = bench.study.path("bundle")
+    return bundles.read_manifest(path)["recipe"]["id"] if (path / bundles.MANIFEST).exists() else None
 
 
 def _measured(bench: Bench, ids: Mapping[str, str]) -> dict[str, Measurement]:
@@ -51,6 +59,15 @@ def _measured(bench: Bench, ids: Mapping[str, str]) -> dict[str, Measurement]:
     return found
 
 
+def _verdicts(chosen: Measurement, base: Measurement, budget: Budget) -> dict[str, str]:
+    """The budget's limits, held against what the test split gave."""
+    new, old = (
+        Measured({**part.metrics, "core_hours_per_million": core_hours(part)}, part.intervals, part.users)
+        for part in (chosen, base)
+    )
+    return budget.verdicts(new, old)
+
+
 def _write_test(bench: Bench) -> None:
     """The test requests and their answers as files, so that anyone can check the numbers."""
     folder = bench.study.path("test")
@@ -59,11 +76,19 @@ def _write_test(bench: Bench) -> None:
     write_queries(bench.split.test, known.user_ids, known.item_ids, folder / "requests.jsonl", folder / "targets.csv")
 
 
-def summary(ids: Mapping[str, str], found: Mapping[str, Measurement], metric: str) -> dict[str, Any]:
-    """The final table: metrics, how many times better than A and B the choice is, the paired difference to B."""
+def summary(ids: Mapping[str, str], found: Mapping[str, Measurement], budget: Budget) -> dict[str, Any]:
+    """The final table: metrics, how many times better than A and B the choice is, the paired difference to B, and
+    whether the limits hold here too."""
     chosen, base = found["chosen"], found["B"]
     ratios = {label: _ratios(found[label].metrics, chosen.metrics) for label in ("A", "B")}
     difference = {name: asdict(paired(values, base.users[name])) for name, values in chosen.users.items()}
+    verdicts = _verdicts(chosen, base, budget)
+    missed = [
+        f"{limit.text(base.metrics)} is {verdicts[limit.metric]}"
+        for limit in budget.limits
+        if verdicts[limit.metric] != "held"
+    ]
+    text = _sentence(chosen, base, ratios, difference, budget.quality_metric)
     return {
         "ids": dict(ids),
         "rows": {
@@ -71,7 +96,8 @@ def summary(ids: Mapping[str, str], found: Mapping[str, Measurement], metric: st
         },
         "ratios": ratios,
         "difference": difference,
-        "text": _sentence(chosen, base, ratios, difference, metric),
+        "verdicts": verdicts,
+        "text": f"{text}. On the test requests {'; '.join(missed)}" if missed else text,
         "protocol": dict(chosen.protocol),
     }
 
