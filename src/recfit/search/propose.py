@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
 
 from recfit.measure.statistics import interval
@@ -11,8 +12,7 @@ from recfit.search.recipe import Recipe
 from recfit.search.study import Candidate, Study
 from recfit.techniques import Context, Technique, available
 
-# How many survivors are extended, and the share of the search that goes to single techniques.
-PARENTS = 8
+# The share of the search that goes to single techniques.
 SINGLES_SHARE = 0.6
 
 
@@ -43,15 +43,20 @@ def proposals(
 
 
 def _best_child(study: Study, budget: Budget, steps: Sequence[Technique]) -> Recipe | None:
-    """The untried extension of a survivor that promises most."""
-    parents = [found for found in ranked(study, budget) if found.recipe][:PARENTS]
-    promises: list[tuple[tuple[float, float], str, Recipe]] = []
-    for parent in parents:
-        recipe = Recipe.from_json(parent.recipe)
-        for step in _fitting(recipe, steps, study):
-            child = recipe.then(step)
-            if child.id not in study.candidates:
-                promises.append((_rank(study, budget, expected(study, parent, step)), child.id, child))
+    """The untried extension of a survivor that promises most.
+
+    A candidate that fell at the structure screen is a survivor too: it is too slow or too big as yet, its quality is
+    not known to suffer, and what is missing may come from the next step.
+    """
+    scale = _scale(study, budget)
+    promises: list[tuple[tuple[float, float, float], str, Recipe]] = []
+    for parent in study.candidates.values():
+        if parent.recipe and parent.status != "failed" and "p50_ms" in parent.metrics:
+            recipe = Recipe.from_json(parent.recipe)
+            for step in _fitting(recipe, steps, study):
+                child = recipe.then(step)
+                if child.id not in study.candidates:
+                    promises.append((_rank(scale, budget, expected(study, parent, step)), child.id, child))
     return min(promises)[2] if promises else None
 
 
@@ -69,32 +74,42 @@ def _failed(step: Technique, study: Study) -> bool:
 
 
 def expected(study: Study, parent: Candidate, step: Technique) -> dict[str, float]:
-    """What `parent` extended by `step` should measure if `step` does to it what it did to the original."""
+    """What `parent` extended by `step` should measure if `step` does to it what it did to the original.
+
+    What was not measured, of either, counts as the original's.
+    """
     original = study.candidates[study.facts["original"]].metrics
     alone = study.candidates.get(Recipe((step,)).id)
-    effect = alone.metrics if alone is not None and alone.status == "done" else original
+    effect = {} if alone is None else alone.metrics
     return {
-        metric: value * (effect[metric] / original[metric] if original.get(metric) else 1.0)
-        for metric, value in parent.metrics.items()
-        if metric in effect
+        metric: parent.metrics.get(metric, value) * (effect.get(metric, value) / value if value else 1.0)
+        for metric, value in original.items()
     }
 
 
-def ranked(study: Study, budget: Budget) -> list[Candidate]:
-    """Measured candidates, the most promising parents first."""
-    return sorted(study.done(), key=lambda found: _rank(study, budget, found.metrics))
+@dataclass(frozen=True)
+class _Scale:
+    """What promises are held against: the original, and the share of each quality metric that is noise in this data."""
+
+    original: Measured
+    noise: Mapping[str, float]
 
 
-def _rank(study: Study, budget: Budget, metrics: Mapping[str, float]) -> tuple[float, float]:
-    """How much quality is missing, beyond the noise of this data; then the objective.
-
-    Speed and memory can still improve down a chain, quality rarely does, so only quality counts as a miss. Latency is
-    ranked by its median, which a busy moment of the machine moves less than the tail.
-    """
+def _scale(study: Study, budget: Budget) -> _Scale:
     original = study.measured(study.candidates[study.facts["original"]])
-    missed = 0.0
+    floors = [limit.metric for limit in budget.limits if limit.is_quality]
+    noise = {name: interval(original.users[name]).half / max(original.metrics[name], 1e-9) for name in floors}
+    return _Scale(original, noise)
+
+
+def _rank(scale: _Scale, budget: Budget, metrics: Mapping[str, float]) -> tuple[float, float, float]:
+    """How much quality is missing, beyond half of its noise; how far the other limits are missed, beyond a tenth; and
+    the objective, latency by its median, which a busy moment of the machine moves less than the tail."""
+    missed, costs = 0.0, 0.0
     for limit in budget.limits:
+        gap = shortfall(limit, Measured(metrics, {}, {}), scale.original)
         if limit.is_quality:
-            noise = interval(original.users[limit.metric]).half / max(original.metrics[limit.metric], 1e-9)
-            missed = max(missed, shortfall(limit, Measured(metrics, {}, {}), original) - noise / 2)
-    return max(0.0, missed), budget.loss({**metrics, "p99_ms": metrics["p50_ms"]})
+            missed = max(missed, gap - scale.noise[limit.metric] / 2)
+        else:
+            costs = max(costs, gap - 0.1)
+    return missed, costs, budget.loss({**metrics, "p99_ms": metrics["p50_ms"]})
