@@ -40,8 +40,33 @@ class Run:
     fit: Fit = field(default_factory=Fit)
 
 
-SOLVED = (Run("popularity", "popularity"),)
-PRESETS: Mapping[str, tuple[Run, ...]] = {}
+SOLVED = (Run("popularity", "popularity"), Run("itemknn", "itemknn"), Run("ease", "ease"), Run("als", "als"))
+PRESETS: Mapping[str, tuple[Run, ...]] = {
+    "ml-100k": (
+        *SOLVED,
+        Run(
+            "sasrec",
+            "sasrec",
+            {"layers": 2, "embedding_dim": 64, "ffn": 64, "max_history": 50, "dropout": 0.5},
+            Fit(epochs=60, patience=60, batch_size=64, learning_rate=2e-3, weight_decay=1.0),
+        ),
+    ),
+    "ml-1m": (
+        *SOLVED,
+        Run(
+            "neumf",
+            "neumf",
+            {"embedding_dim": 64, "hidden": 128, "top": 64, "dropout": 0.2},
+            Fit(epochs=20, patience=4, batch_size=4096, learning_rate=2e-3, weight_decay=0.05, negatives=4),
+        ),
+        Run(
+            "sasrec",
+            "sasrec",
+            {"layers": 2, "embedding_dim": 128, "ffn": 256, "max_history": 200, "dropout": 0.3},
+            Fit(epochs=14, patience=14, batch_size=64, learning_rate=2e-3, weight_decay=0.05, warmup=100),
+        ),
+    ),
+}
 
 
 def measured(run: Run, data: Split, threads: int, checkpoints: Path | None) -> dict[str, Any]:
