@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -14,6 +15,8 @@ from recfit.techniques import Context, Technique, available
 
 # The share of the search that goes to single techniques.
 SINGLES_SHARE = 0.6
+# Chains that a family gets to be measured in, where it was not alone.
+TRIES = 3
 
 
 def singles(context: Context, wanted: Sequence[str]) -> list[Recipe]:
@@ -46,18 +49,27 @@ def _best_child(study: Study, budget: Budget, steps: Sequence[Technique]) -> Rec
     """The untried extension of a survivor that promises most.
 
     A candidate that fell at the structure screen is a survivor too: it is too slow or too big as yet, its quality is
-    not known to suffer, and what is missing may come from the next step.
+    not known to suffer, and what is missing may come from the next step. Families that no measured candidate has yet
+    come first: what never got past the screen alone may in a chain.
     """
-    scale = _scale(study, budget)
-    promises: list[tuple[tuple[float, float, float], str, Recipe]] = []
+    scale, known = _scale(study, budget), _well_known(study)
+    promises: list[tuple[tuple[float, ...], str, Recipe]] = []
     for parent in study.candidates.values():
         if parent.recipe and parent.status != "failed" and "p50_ms" in parent.metrics:
             recipe = Recipe.from_json(parent.recipe)
             for step in _fitting(recipe, steps, study):
                 child = recipe.then(step)
                 if child.id not in study.candidates:
-                    promises.append((_rank(scale, budget, expected(study, parent, step)), child.id, child))
+                    promise = _rank(scale, budget, expected(study, parent, step))
+                    promises.append(((step.family in known, *promise), child.id, child))
     return min(promises)[2] if promises else None
+
+
+def _well_known(study: Study) -> set[str]:
+    """Families that some measured candidate has, or that chains were tried with often enough."""
+    measured = {family for found in study.done() for family in found.families}
+    tried = Counter(family for found in study.candidates.values() if len(found.recipe) > 1 for family in found.families)
+    return measured | {family for family, count in tried.items() if count >= TRIES}
 
 
 def _fitting(recipe: Recipe, steps: Sequence[Technique], study: Study) -> list[Technique]:
