@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import tomllib
 import types
 import typing
@@ -162,7 +163,7 @@ def anchored(settings: Settings, folder: Path) -> Settings:
         user_features=resolve(settings.data.user_features),
         item_features=resolve(settings.data.item_features),
     )
-    search = dataclasses.replace(settings.search, directory=str(folder / settings.search.directory))
+    search = dataclasses.replace(settings.search, directory=os.path.normpath(folder / settings.search.directory))
     model = dataclasses.replace(settings.model, path=resolve(settings.model.path))
     return dataclasses.replace(settings, data=data, search=search, model=model)
 
