@@ -122,3 +122,14 @@ def test_chains_grow_from_what_keeps_quality_first(study):
     tried = explored(study, outcome)
     chains = [recipe for recipe in tried if len(recipe.steps) > 1]
     assert chains[0].families[0] != "simplify"
+
+
+def test_a_family_that_failed_on_a_candidate_is_left_alone_there(study, monkeypatch):
+    monkeypatch.setattr(propose, "REFUSALS", 1)
+
+    def outcome(recipe):
+        return (1.0, 2.0, "failed" if recipe.families == ("simplify", "quantize") else "done")
+
+    tried = explored(study, outcome)
+    failed = [recipe for recipe in tried if recipe.families == ("simplify", "quantize")]
+    assert len(failed) == 1

@@ -17,6 +17,7 @@ from recfit.techniques import Context, Technique, available
 SINGLES_SHARE = 0.6
 # Chains that a family gets to be measured in, where it was not alone.
 TRIES = 3
+REFUSALS = 2
 
 
 def singles(context: Context, wanted: Sequence[str]) -> list[Recipe]:
@@ -73,10 +74,21 @@ def _well_known(study: Study) -> set[str]:
 
 
 def _fitting(recipe: Recipe, steps: Sequence[Technique], study: Study) -> list[Technique]:
-    """Steps that can follow `recipe`: of a family it does not have yet, and not known to fail on the original."""
+    """Steps that can follow `recipe`: of a family it does not have yet, not known to fail on the original, and not of a
+    family that failed twice on `recipe` (an item-item model has nothing to prune, whatever the axis)."""
     last = max(step.order for step in recipe.steps)
+    refused = Counter(
+        found.families[-1]
+        for found in study.candidates.values()
+        if found.status == "failed" and found.recipe[:-1] == recipe.to_json()
+    )
     return [
-        step for step in steps if step.order > last and step.family not in recipe.families and not _failed(step, study)
+        step
+        for step in steps
+        if step.order > last
+        and step.family not in recipe.families
+        and refused[step.family] < REFUSALS
+        and not _failed(step, study)
     ]
 
 
