@@ -48,7 +48,7 @@ PRESETS: Mapping[str, tuple[Run, ...]] = {
             "sasrec",
             "sasrec",
             {"layers": 2, "embedding_dim": 64, "ffn": 64, "max_history": 50, "dropout": 0.5},
-            Fit(epochs=60, patience=60, batch_size=64, learning_rate=2e-3, weight_decay=1.0),
+            Fit(epochs=130, patience=130, batch_size=64, learning_rate=2e-3, weight_decay=1.0, reverse=0.25),
         ),
     ),
     "ml-1m": (

@@ -107,6 +107,34 @@ def test_crops_are_runs_of_the_users_own_events(sequences: Sequences) -> None:
     assert len(places) > 4, "windows of a long sequence end at different places"
 
 
+def test_reversed_crops_are_the_same_runs_backwards(sequences: Sequences) -> None:
+    batches = [next(iter(crops(sequences, torch.tensor([0, 2]), 4, 2, _seeded(), share))) for share in (0.0, 1.0)]
+    for forward, backward in zip(batches[0].window, batches[1].window, strict=True):
+        run = forward[forward > 0]
+        assert backward.tolist() == [0] * (len(forward) - len(run)) + run.flip(0).tolist()
+    mixed = next(iter(crops(sequences, torch.zeros(200, dtype=torch.long), 4, 200, _seeded(), 0.25))).window
+    assert 0.1 < float((mixed[:, 0] > mixed[:, 1]).float().mean()) < 0.4
+
+
+def _seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def test_only_recent_events_are_learned_from() -> None:
+    events = Interactions(
+        "t",
+        np.array([0] * 5 + [1] * 2, np.int32),
+        np.arange(7, dtype=np.int32),
+        np.ones(7, np.float32),
+        np.arange(7.0),
+        ("a", "b"),
+        tuple("abcdefg"),
+    )
+    sequences = Sequences.of(events, recent=3)
+    batches = list(examples(sequences, sequences.chosen(1.0, 0), 9, 8, _seeded()))
+    assert sorted(tuple(row[row > 0].tolist()) for row in batches[0].window) == [(3, 4), (3, 4, 5), (6, 7)]
+
+
 def test_examples_are_every_event_with_what_came_before(sequences: Sequences) -> None:
     generator = torch.Generator().manual_seed(0)
     batches = list(examples(sequences, sequences.chosen(1.0, 0), 3, 4, generator))

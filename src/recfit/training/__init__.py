@@ -77,7 +77,7 @@ class _Loop:
     ) -> None:
         check_trainable(model)
         self.model, self.module, self.settings, self.checkpoint = model, as_module(model), settings, checkpoint
-        self.sequences = Sequences.of(split.train)
+        self.sequences = Sequences.of(split.train, settings.recent)
         self.users = self.sequences.chosen(settings.data_fraction, settings.seed)
         if not len(self.users):
             raise DataError("no user has two events to learn from; give longer histories")
@@ -146,8 +146,10 @@ class _Loop:
 
     def _batches(self, epoch: int) -> Iterator[Batch]:
         generator = torch.Generator().manual_seed(self.settings.seed * 7_368_787 + epoch)
-        make = crops if isinstance(self.model, Causal) else examples
-        return make(self.sequences, self.users, self.length, self.settings.batch_size, generator)
+        size = self.settings.batch_size
+        if isinstance(self.model, Causal):
+            return crops(self.sequences, self.users, self.length, size, generator, self.settings.reverse)
+        return examples(self.sequences, self.users, self.length, size, generator)
 
     def _descend(self, batch: Batch, step: int, epochs: float) -> float:
         rate = self.settings.learning_rate * _schedule(step, self.settings.warmup, self._through(epochs))

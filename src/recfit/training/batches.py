@@ -42,10 +42,12 @@ class Sequences:
     stop: Tensor
 
     @classmethod
-    def of(cls, events: Interactions) -> Sequences:
+    def of(cls, events: Interactions, recent: int = 0) -> Sequences:
+        """The sequences of all users, or only their `recent` newest events."""
         histories = events.histories()
-        bounds = torch.from_numpy(histories.indptr)
-        return cls(torch.from_numpy(histories.values).long() + 1, bounds[:-1], bounds[1:])
+        start, stop = (torch.from_numpy(bounds) for bounds in (histories.indptr[:-1], histories.indptr[1:]))
+        newest = torch.maximum(start, stop - recent) if recent else start
+        return cls(torch.from_numpy(histories.values).long() + 1, newest, stop)
 
     def windows(self, users: Tensor, ends: Tensor, length: int) -> Tensor:
         """Up to `length` tokens before position `ends` of each user, left-padded, [B, length]."""
@@ -61,8 +63,13 @@ class Sequences:
         return users[order[: max(1, round(fraction * len(users)))]].sort().values
 
 
-def crops(sequences: Sequences, users: Tensor, length: int, size: int, generator: torch.Generator) -> Iterator[Batch]:
-    """One window of each user at a random place, for models that answer after every prefix: B x (L + 1) tokens."""
+def crops(
+    sequences: Sequences, users: Tensor, length: int, size: int, generator: torch.Generator, reverse: float = 0.0
+) -> Iterator[Batch]:
+    """One window of each user at a random place, for models that answer after every prefix: B x (L + 1) tokens.
+
+    A share of `reverse` windows is turned around.
+    """
     order = users[torch.randperm(len(users), generator=generator)]
     lengths = (sequences.stop - sequences.start)[order].clamp(max=length + 1)
     parts = [part[lengths[part].argsort()] for part in _chunks(torch.arange(len(order)), size * BUCKET)]
@@ -71,7 +78,20 @@ def crops(sequences: Sequences, users: Tensor, length: int, size: int, generator
         rows, sizes = order[batches[index]], lengths[batches[index]]
         slack = sequences.stop[rows] - sequences.start[rows] - sizes
         shift = (torch.rand(len(rows), generator=generator, dtype=torch.float64) * (slack + 1)).long()
-        yield Batch(rows + 1, sequences.windows(rows, sequences.stop[rows] - shift, int(sizes.max())))
+        windows = sequences.windows(rows, sequences.stop[rows] - shift, int(sizes.max()))
+        if reverse:
+            turned = torch.rand(len(rows), 1, generator=generator) < reverse
+            windows = torch.where(turned, _reversed(windows), windows)
+        yield Batch(rows + 1, windows)
+
+
+def _reversed(windows: Tensor) -> Tensor:
+    """The events of each row [B, L] in the opposite order, the padding still on the left."""
+    length = windows.shape[1]
+    sizes = (windows > 0).sum(1, keepdim=True)
+    back = torch.arange(length).flip(0)[None]
+    source = (length - sizes + back).clamp(max=length - 1)
+    return torch.where(back < sizes, windows.gather(1, source), 0)
 
 
 def examples(
