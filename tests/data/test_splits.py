@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recfit.data.splits import split
+from recfit.data.splits import parted, split
 from recfit.types import ConfigError, DataError, Interactions
 
 
@@ -121,6 +121,23 @@ def test_the_hash_names_the_targets_and_nothing_else():
     assert split(renumbered, "leave_last").target_hash == base
     changed = [*events[:-1], (2, 4, 3)]
     assert split(made(changed, users=3), "leave_last").target_hash != base
+
+
+def test_parted_queries_belong_to_different_users():
+    data = made([(u, i, t) for u in range(10) for t, i in enumerate((0, 1, 2, 3, 4))], users=10)
+    queries = split(data, "leave_last(n=2)").validation
+    for share, limit, users in ((0.3, 1000, 3), (0.3, 4, 2), (0.3, 1, 1), (0.001, 1000, 1), (1.0, 1000, 9)):
+        few, others = parted(queries, share, limit)
+        assert len(np.unique(few.user)) == users
+        assert not set(few.user) & set(others.user)
+        assert sorted(asked(few) + asked(others)) == sorted(asked(queries))
+        assert asked(few) == asked(parted(queries, share, limit)[0])
+
+
+def test_a_single_user_is_in_both_parts():
+    data = made([(0, i, i) for i in range(4)], users=1)
+    queries = split(data, "leave_last").validation
+    assert parted(queries, 0.3, 1000) == (queries, queries)
 
 
 def test_protocol_text():

@@ -2,7 +2,6 @@
 
 import json
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -75,9 +74,8 @@ def bench(tmp_path, monkeypatch):
         monkeypatch.setattr(evaluate, "isolated", fake.build)
         for name in ("latency", "users_quality", "measure"):
             monkeypatch.setattr(evaluate.measure, name, getattr(fake, name))
-        workshop = SimpleNamespace(split=SimpleNamespace(validation=queries(users)))
         limit = Limits(3.0, time.monotonic() + 100)
-        return Gates(study, Budget.of(limits), workshop, limit, Plan(), np.ones(50, np.int64)), fake
+        return Gates(study, Budget.of(limits), None, limit, Plan(), queries(users), np.ones(50, np.int64)), fake
 
     return made
 

@@ -72,7 +72,7 @@ def test_the_same_study_goes_on_and_another_is_refused(make):
     Study(study.directory).begin({"data": DATA}, "identity")
     assert len(rows(study)) == count
     with pytest.raises(
-        ConfigError, match=r"another original, data set or split \(its identity is identity, .* other\)"
+        ConfigError, match=r"another original, data set, split or processor \(its identity is identity, .* other\)"
     ):
         Study(study.directory).begin({"data": DATA}, "other")
 
@@ -95,6 +95,18 @@ def test_what_fell_for_another_budgets_limits_is_no_longer_known(make, base):
     study.note(budget={**BUDGET, "limits": {"p99_ms": 20}})
     assert list(study.candidates) == list(Study(study.directory).candidates) == ["o", "a", "c", "f"]
     assert sum(row.get("id") == "s" for row in rows(study)) == 1
+
+
+@pytest.mark.parametrize("limit", ["max_minutes", "memory_gb"])
+def test_what_a_limit_of_the_search_ended_is_tried_again_when_it_changes(make, limit):
+    study = make()
+    study.note(max_minutes=5.0, memory_gb=2.0)
+    study.add(replace(FAILED, limit=limit))
+    study.add(replace(FAILED, id="g"))
+    study.note(max_minutes=5.0, memory_gb=2.0)
+    assert "f" in study.candidates
+    study.note(**{"max_minutes": 5.0, "memory_gb": 2.0, limit: 9.0})
+    assert list(study.candidates) == list(Study(study.directory).candidates) == ["o", "a", "g"]
 
 
 def test_two_processes_cannot_write_one_study(make):

@@ -38,6 +38,20 @@ def split(interactions: Interactions, protocol: str) -> Split:
     return PROTOCOLS[name][0](interactions, **settings)
 
 
+def parted(queries: Queries, share: float, limit: int) -> tuple[Queries, Queries]:
+    """The queries of a random `share` of the users, about `limit` queries at most, and those of all others.
+
+    Both have a user at least; a single user is in both.
+    """
+    users = np.unique(queries.user)
+    if len(users) == 1:
+        return queries, queries
+    most = limit * len(users) // len(queries)
+    count = min(max(1, min(round(share * len(users)), most)), len(users) - 1)
+    taken = np.isin(queries.user, np.random.default_rng(0).permutation(users)[:count])
+    return queries.take(np.flatnonzero(taken)), queries.take(np.flatnonzero(~taken))
+
+
 def leave_last(interactions: Interactions, n: int) -> Split:
     """Each user's last `n` events are test targets, the `n` before them validation targets."""
     if n != int(n) or n < 1:

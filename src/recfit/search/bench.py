@@ -12,23 +12,31 @@ from typing import Any
 import numpy as np
 
 from recfit import config, data
+from recfit.data.splits import parted
 from recfit.data.splits import split as split_by
 from recfit.measure import Plan
 from recfit.search.budget import Budget
 from recfit.search.build import Workshop
 from recfit.search.evaluate import Gates, Limits
 from recfit.search.study import Study
-from recfit.training import Fit
+from recfit.training import VALIDATION_QUERIES, Fit
 from recfit.types import ConfigError, IntArray, Interactions, Split
 
 Say = Callable[[str], None]
 # Share of the quality limit that a quarter of a training has to reach.
 HOPELESS = 0.25
+# Share of the validation users whose answers end trainings. The choice is made by the others: a training that stops
+# where it is best for some users looks better on them than it is.
+STOPPING = 0.3
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Settings, data, study, budget; `say` takes a line for the person who waits."""
+    """Settings, data, study, budget; `say` takes a line for the person who waits.
+
+    The validation requests of `split` are those that candidates are measured with and chosen by; those of
+    `workshop.split` come from other users and end trainings.
+    """
 
     settings: config.Settings
     interactions: Interactions
@@ -54,7 +62,9 @@ class Bench:
         search = self.settings.search
         left = max(1.0, search.max_minutes - self.minutes_spent) * 60
         limits = Limits(search.memory_gb, time.monotonic() + left)
-        return Gates(self.study, self.budget, self._workshop(), limits, self.plan, self.popularity)
+        return Gates(
+            self.study, self.budget, self._workshop(), limits, self.plan, self.split.validation, self.popularity
+        )
 
     def _workshop(self) -> Workshop:
         """The workshop whose trainings end early where a quarter of them leaves the quality far below every limit on it."""
@@ -74,15 +84,22 @@ def prepare(settings: config.Settings | str | Path, say: Say = print) -> Bench:
     budget = budget_of(settings.budget)
     fit = fit_settings({**settings.model.fit, **search.fit}, search.threads)
     interactions = data.from_config(settings.data)
-    split = split_by(interactions, settings.data.split)
+    learning, choosing = views(split_by(interactions, settings.data.split))
     say(
-        f"{interactions.name}: {len(interactions):,} events, {split.n_users:,} users, {split.n_items:,} items; "
-        f"{split.protocol}, {len(split.validation):,} validation and {len(split.test):,} test requests"
+        f"{interactions.name}: {len(interactions):,} events, {choosing.n_users:,} users, {choosing.n_items:,} items; "
+        f"{choosing.protocol}; requests: {len(learning.validation):,} to end trainings, "
+        f"{len(choosing.validation):,} to choose, {len(choosing.test):,} to test"
     )
     study = Study(Path(search.directory))
-    workshop = Workshop(split, study.path("original"), study.path("models"), fit, search.threads, progress=True)
+    workshop = Workshop(learning, study.path("original"), study.path("models"), fit, search.threads, progress=True)
     plan = Plan(requests=search.requests, rate=search.rate)
-    return Bench(settings, interactions, split, study, workshop, budget, plan, say)
+    return Bench(settings, interactions, choosing, study, workshop, budget, plan, say)
+
+
+def views(split: Split) -> tuple[Split, Split]:
+    """`split` to train with and to choose by: its validation users are parted, the rest is shared."""
+    stopping, choosing = parted(split.validation, STOPPING, VALIDATION_QUERIES)
+    return dataclasses.replace(split, validation=stopping), dataclasses.replace(split, validation=choosing)
 
 
 def budget_of(settings: config.Budget) -> Budget:

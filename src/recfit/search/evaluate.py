@@ -17,7 +17,7 @@ from recfit.measure import Measurement, Plan, quality
 from recfit.measure.statistics import interval
 from recfit.search.budget import Budget, Limit, Measured, check
 from recfit.search.build import Job, Workshop, build
-from recfit.search.isolate import isolated
+from recfit.search.isolate import Failed, isolated
 from recfit.search.recipe import Recipe
 from recfit.search.study import Candidate, Study
 from recfit.types import IntArray, Queries, RecfitError
@@ -45,13 +45,14 @@ class Limits:
 
 @dataclass
 class Gates:
-    """Measures candidates of one study against one budget."""
+    """Measures candidates of one study against one budget, with `queries`."""
 
     study: Study
     budget: Budget
     workshop: Workshop
     limits: Limits
     plan: Plan
+    queries: Queries
     popularity: IntArray
     _clock: dict[str, float] = field(default_factory=dict)
 
@@ -62,7 +63,8 @@ class Gates:
             candidate, users = self._measured(recipe, gated)
         except RecfitError as error:
             stage = next(reversed(self._clock), "build")
-            candidate, users = self._row(recipe, "failed", stage, str(error)), None
+            limit = error.limit if isinstance(error, Failed) else ""
+            candidate, users = self._row(recipe, "failed", stage, str(error), limit=limit), None
         if candidate.status != "done":  # it may be untrained, and nothing may serve it
             shutil.rmtree(self._bundle(recipe), ignore_errors=True)
         self.study.add(candidate, users)
@@ -72,11 +74,10 @@ class Gates:
         if gated and (fallen := self._screen(recipe)):
             return fallen, None
         bundle = self._built(recipe, "train", structure_only=False)
-        queries = self.workshop.split.validation
-        if gated and (fallen := self._sampled(recipe, bundle, queries)):
+        if gated and (fallen := self._sampled(recipe, bundle)):
             return fallen, None
         with self._stage("measure"):
-            found = measure.measure(bundle, queries, self.popularity, self.plan, self.metrics)
+            found = measure.measure(bundle, self.queries, self.popularity, self.plan, self.metrics)
         metrics = {**found.metrics, "core_hours_per_million": core_hours(found)}
         row = self._row(recipe, "done", "full", "", metrics=metrics, intervals=found.intervals, protocol=found.protocol)
         return row, found.users
@@ -95,7 +96,7 @@ class Gates:
             return None
         bundle = self._built(recipe, "screen", structure_only=True)
         with self._stage("screen"):
-            found = measure.latency([bundle], self.workshop.split.validation, SCREEN)[0]
+            found = measure.latency([bundle], self.queries, SCREEN)[0]
         cost, intervals = found["metrics"], found["intervals"]
         for limit in structural:
             value = cost[limit.metric]
@@ -106,17 +107,17 @@ class Gates:
                 return self._row(recipe, "screened out", stage, reason, metrics=cost, intervals=intervals)
         return None
 
-    def _sampled(self, recipe: Recipe, bundle: Path, queries: Queries) -> Candidate | None:
+    def _sampled(self, recipe: Recipe, bundle: Path) -> Candidate | None:
         """Quality on a sample of the users, where there are many more; out only if a limit is clearly broken."""
         original = self._original()
         floors = [limit for limit in self.budget.limits if limit.is_quality]
-        users = np.unique(queries.user)
+        users = np.unique(self.queries.user)
         if original is None or not floors or len(users) < 3 * SAMPLE:
             return None
         chosen = np.random.default_rng(0).choice(users, SAMPLE, replace=False)
-        rows = np.flatnonzero(np.isin(queries.user, chosen))
+        rows = np.flatnonzero(np.isin(self.queries.user, chosen))
         with self._stage("sample"):
-            found, _ = measure.users_quality(bundle, queries.take(rows), self.popularity, self.metrics)
+            found, _ = measure.users_quality(bundle, self.queries.take(rows), self.popularity, self.metrics)
         base = {name: values[np.isin(users, chosen)] for name, values in original.users.items()}
         for limit in floors:
             if self._broken(limit, found, base):

@@ -24,7 +24,11 @@ GOODBYE = 5.0
 
 
 class Failed(RecfitError):
-    """The function did not come back with an answer."""
+    """The function did not come back with an answer. `limit` names the setting of [search] that ended it, if one did."""
+
+    def __init__(self, reason: str, limit: str = "") -> None:
+        super().__init__(f"{reason} [search] {limit}; raise it" if limit else reason)
+        self.limit = limit
 
 
 def isolated(function: Callable[..., Any], *arguments: Any, memory_gb: float, seconds: float) -> Any:
@@ -68,9 +72,9 @@ def _answer(process: Any, pipe: Connection, memory_gb: float, seconds: float) ->
         if not process.is_alive() and not pipe.poll(0):
             raise Failed(f"the process ended with exit code {process.exitcode} and no answer")
         if time.monotonic() > deadline:
-            raise Failed(f"it took over {seconds:.0f} s, the time that was left; raise [search] max_minutes")
+            raise Failed(f"it took over {seconds:.0f} s, what was left of", "max_minutes")
         if _rss_gb(process.pid) > memory_gb:
-            raise Failed(f"it used more than {memory_gb:g} GB of memory, the limit of [search] memory_gb; raise it")
+            raise Failed(f"it used more than {memory_gb:g} GB of memory, the limit of", "memory_gb")
     try:
         kind, answer = pipe.recv()
     except EOFError:

@@ -15,9 +15,10 @@ import torch
 from recfit import config, data, models
 from recfit import pipeline as pipelines
 from recfit.data.splits import split as split_by
+from recfit.measure.machine import machine
 from recfit.measure.statistics import paired
 from recfit.pipeline import Pipeline, Stage
-from recfit.search.bench import Bench, fit_settings
+from recfit.search.bench import Bench, fit_settings, views
 from recfit.search.build import Workshop
 from recfit.search.evaluate import SCREEN_SLACK, STRUCTURAL
 from recfit.search.isolate import isolated
@@ -37,7 +38,8 @@ def measured_original(bench: Bench) -> None:
     """Train or load the original, check that the study is this original's, measure it as B (ONNX Runtime) and A (PyTorch)."""
     settings, study = bench.settings, bench.study
     study.begin({"data": data_facts(bench)}, identity(settings, bench.split))
-    study.note(budget=asdict(settings.budget))
+    search = settings.search
+    study.note(budget=asdict(settings.budget), max_minutes=search.max_minutes, memory_gb=search.memory_gb)
     if not pipelines.saved(bench.workshop.original):
         chosen = settings.model
         bench.say(f"original: {chosen.path or chosen.factory or chosen.kind} {dict(chosen.options) or ''}")
@@ -109,9 +111,10 @@ def reachable(bench: Bench) -> bool:
 
 
 def identity(settings: config.Settings, split: Split) -> str:
-    """A digest of what a study's numbers depend on: data, split, original, training, threads."""
-    model, search = asdict(settings.model), settings.search
-    parts = [split.target_hash, split.protocol, len(split.train), model, dict(search.fit), search.serve_threads]
+    """A digest of what a study's numbers depend on: data, split, original, training, threads, processor."""
+    model, search, here = asdict(settings.model), settings.search, machine()
+    events = [split.target_hash, split.protocol, len(split.train), len(split.validation)]
+    parts = [*events, model, dict(search.fit), search.serve_threads, here["cpu"], here["cores"], here["isa"]]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -121,7 +124,7 @@ def train_original(
     """Train the original of a config, without a study; stores the model at `output`, returns how it went."""
     if not isinstance(settings, config.Settings):
         settings = config.load(settings)
-    split = split_by(data.from_config(settings.data), settings.data.split)
+    split, _ = views(split_by(data.from_config(settings.data), settings.data.split))
     model = settings.model
     say(f"training {model.factory or model.kind} {dict(model.options) or ''} on {len(split.train):,} events")
     limits = {"memory_gb": settings.search.memory_gb, "seconds": TRAINING_SECONDS}

@@ -24,7 +24,7 @@ class Candidate:
     """One recipe and what became of it.
 
     `status`: `done` (measured in full), `screened out` (a gate found a broken limit; `stage` names it) or `failed`.
-    `seconds` is the time it took by stage.
+    `limit` names the setting of [search] that ended a failed one. `seconds` is the time it took by stage.
     """
 
     id: str
@@ -33,10 +33,16 @@ class Candidate:
     status: str
     stage: str = ""
     reason: str = ""
+    limit: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     protocol: Mapping[str, Any] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def fell_for(self) -> str:
+        """What has to change for another try to be worth it, if anything: `budget`, or a setting of [search]."""
+        return "budget" if self.status == "screened out" else self.limit
 
     @property
     def families(self) -> list[str]:
@@ -64,7 +70,7 @@ class Study:
         known = self.facts.get("identity")
         if known not in (None, identity):
             raise ConfigError(
-                f"{self.directory} holds the study of another original, data set or split (its identity is {known}, "
+                f"{self.directory} holds the study of another original, data set, split or processor (its identity is {known}, "
                 f"this run's is {identity}); set [search] directory to a new folder or delete that one"
             )
         if known is None:
@@ -119,11 +125,9 @@ class Study:
     def _take(self, row: dict[str, Any]) -> None:
         kind = row.pop("row")
         if kind == "study":
-            if "budget" in row and row["budget"] != self.facts.get("budget"):
-                # What fell for the limits of another budget may hold this one's: it is no longer known.
-                fallen = [id for id, found in self.candidates.items() if found.status == "screened out"]
-                for id in fallen:
-                    del self.candidates[id]
+            changed = {name for name, value in row.items() if value != self.facts.get(name)}
+            # What fell for the limits of another budget, or of another search, may hold these: it is no longer known.
+            self.candidates = {id: found for id, found in self.candidates.items() if found.fell_for not in changed}
             self.facts |= row
         else:
             candidate = Candidate(**row)
