@@ -54,10 +54,16 @@ PRESETS: Mapping[str, tuple[Run, ...]] = {
     "ml-1m": (
         *SOLVED,
         Run(
-            "neumf",
+            "neumf, ids only",
             "neumf",
             {"embedding_dim": 64, "hidden": 128, "top": 64, "dropout": 0.2},
             Fit(epochs=20, patience=4, batch_size=4096, learning_rate=2e-3, weight_decay=0.05, negatives=4),
+        ),
+        Run(
+            "neumf",
+            "neumf",
+            {"embedding_dim": 32, "hidden": 64, "top": 32, "dropout": 0.3, "max_history": 20},
+            Fit(epochs=6, patience=6, batch_size=4096, learning_rate=3e-3, weight_decay=0.3, negatives=4),
         ),
         Run(
             "sasrec",

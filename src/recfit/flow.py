@@ -59,7 +59,7 @@ def explore(bench: Bench) -> None:
     def spent() -> float:
         return max(len(study.candidates) / search.max_candidates, bench.minutes_spent / search.max_minutes)
 
-    for recipe in proposals(study, bench.budget, context, search.techniques, spent):
+    for proposal in proposals(study, bench.budget, context, search.techniques, spent):
         if spent() >= 1:
             break
-        known_or_run(bench, recipe)
+        known_or_run(bench, proposal.recipe, gated=proposal.gated)

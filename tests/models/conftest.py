@@ -23,6 +23,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "ease-sparse": ("ease", {"l2": 5.0, "neighbours": 7}),
     "als": ("als", {"embedding_dim": 6, "sweeps": 3}),
     "neumf": ("neumf", {"embedding_dim": 4, "hidden": 6, "top": 4}),
+    "neumf-history": ("neumf", {"embedding_dim": 4, "hidden": 6, "top": 4, "max_history": 9}),
     "neumf-features": ("neumf", {"embedding_dim": 4, "hidden": 6, "top": 4, "features": True}),
     "sasrec": ("sasrec", {"layers": 2, "embedding_dim": 8, "heads": 2, "ffn": 12, "max_history": 9}),
     "sasrec-1": ("sasrec", {"layers": 1, "embedding_dim": 8, "heads": 2, "ffn": 12, "max_history": 9}),

@@ -30,6 +30,8 @@ SHRINKABLE = [
     ("neumf-features", "hidden"),
     ("neumf-features", "top"),
     ("neumf-features", "features"),
+    ("neumf-history", "embedding_dim"),
+    ("neumf-history", "history_length"),
 ]
 
 

@@ -95,6 +95,16 @@ def test_neumf_knows_an_unknown_user(make: Make) -> None:
     assert not torch.allclose(given[0], given[1])
 
 
+def test_neumf_with_a_history_answers_unknown_users_by_what_they_did(make: Make) -> None:
+    model = make("neumf-history")
+    assert model.inputs == ("user", "history")
+    unknown = torch.zeros(3, dtype=torch.long)
+    given = models.scores(model, {"user": unknown, "history": torch.tensor([[0, 3, 4], [0, 0, 9], [0, 0, 0]])})
+    assert not torch.allclose(given[0], given[1])
+    nobody = models.scores(make("neumf-history"), {"user": unknown[:1], "history": torch.zeros(1, 1, dtype=torch.long)})
+    torch.testing.assert_close(given[2:], nobody)
+
+
 def test_neumf_forgets_users_only_in_training(make: Make) -> None:
     model = make("neumf").shrink("top", torch.arange(4))
     object.__setattr__(model.config, "forget", 1.0)

@@ -56,6 +56,17 @@ def case(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Table, FloatAr
     return stored(name, vectors, tmp_path), vectors, queries_for(vectors)
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_largest_products_do_not_saturate(name: str, tmp_path: Path) -> None:
+    """Integer products that overflow 16 bits are cut off by processors without VNNI, and the ranking is gone."""
+    vectors = np.linspace(1.0, 2.0, 32, dtype=np.float32)[:, None] * np.ones((32, 32), np.float32)
+    if np.array_equal(vectors_of(name, (32, 32), tmp_path), np.eye(32)):
+        vectors = np.eye(32, dtype=np.float32)
+    query = np.full((1, 32), 3.0, np.float32)
+    exact = query @ vectors.T
+    np.testing.assert_allclose(stored(name, vectors, tmp_path).scores(query), exact, rtol=ERROR)
+
+
 def test_scores_are_near_the_exact_ones(case: tuple[Table, FloatArray, FloatArray]) -> None:
     table, vectors, queries = case
     scores = table.scores(queries)

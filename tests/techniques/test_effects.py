@@ -115,3 +115,29 @@ def test_a_student_learns_the_pattern() -> None:
     taught, learnt = (evaluate(model, toys.split().test)["hr@10"] for model in (teacher, out.main.model))
     assert taught > 0.7, "10 of 40 items at random give 0.25"
     assert learnt > 0.7
+
+
+@pytest.mark.parametrize("width", [8, 64])
+def test_a_student_starts_from_the_originals_item_vectors(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    spied(monkeypatch)
+    options = {"embedding_dim": width, "hidden": 8}
+    out = make("distill", {"kind": "mlp", "options": options}).apply(SASREC, context_of(SASREC))
+    teacher = SASREC.main.model.item_vectors().detach()  # type: ignore[attr-defined]
+    vectors = out.main.model.item_vectors().detach()[:, : teacher.shape[1]]  # type: ignore[attr-defined]
+    wanted = teacher @ teacher.T
+    lost, cut = (float((wanted - part @ part.T).norm() / wanted.norm()) for part in (vectors, teacher[:, :width]))
+    if width < teacher.shape[1]:
+        assert lost < cut, "the principal axes hold more than the first coordinates"
+    else:
+        assert lost < 1e-4
+
+
+@pytest.mark.parametrize("teacher", [NEUMF, toys.original("ease")])
+def test_a_teacher_without_item_vectors_leaves_the_student_as_it_was(
+    monkeypatch: pytest.MonkeyPatch, teacher: Pipeline
+) -> None:
+    spied(monkeypatch)
+    context = context_of(teacher)
+    out = make("distill", {"kind": "mlp"}).apply(teacher, context)
+    fresh = context.build("mlp", {})
+    assert torch.equal(out.main.model.item_vectors(), fresh.item_vectors())  # type: ignore[attr-defined]

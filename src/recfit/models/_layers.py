@@ -116,6 +116,13 @@ def copy_features(source: FeatureTable, target: FeatureTable, change: Tensor) ->
         target.weight[target.rows(name)] = source.weight[source.rows(name)] @ change
 
 
+def decays(pools: int, length: int) -> Tensor:
+    """`exp(-distance / pace)` normalized to sum 1, pace 1, 10, 100, ..., float [pools, length]."""
+    pace = 10.0 ** torch.arange(pools)
+    weights = torch.exp(-torch.arange(length)[None] / pace[:, None])
+    return weights / weights.sum(1, keepdim=True)
+
+
 def selector(keep: Tensor, size: int) -> Tensor:
     """The matrix [size, len(keep)] that keeps the columns `keep` of what is multiplied by it."""
     return torch.eye(size)[:, keep]

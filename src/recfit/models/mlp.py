@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from recfit.models import Catalogue, Model, rebuilt
 from recfit.models._axes import check_keep, newest_kept, no_axis, recency
-from recfit.models._layers import Dropout, ItemTable, check_features, selector
+from recfit.models._layers import Dropout, ItemTable, check_features, decays, selector
 from recfit.models._options import check_ranges
 
 
@@ -46,7 +46,7 @@ class Mlp(nn.Module):
         self.config, self.catalogue, self.max_history = config, catalogue, config.max_history
         described = catalogue.item_features if config.features else None
         self.items = ItemTable(catalogue.n_items, config.embedding_dim, 0.05, described, config.without)
-        self.recency = nn.Parameter(_decays(config.pools, config.max_history))
+        self.recency = nn.Parameter(decays(config.pools, config.max_history))
         self.first = nn.Linear(config.pools * config.embedding_dim, config.hidden)
         self.second = nn.Linear(config.hidden, config.embedding_dim)
         self.enter = nn.Parameter(torch.tensor(float(config.embedding_dim) ** 0.5))
@@ -118,13 +118,6 @@ class Mlp(nn.Module):
         model.second.weight.copy_(change.T @ self.second.weight[:, hidden])
         model.second.bias.copy_(self.second.bias @ change)
         return model.train(self.training)
-
-
-def _decays(pools: int, length: int) -> Tensor:
-    """`exp(-distance / pace)` normalized to sum 1, pace 1, 10, 100, ..., float [pools, length]."""
-    pace = 10.0 ** torch.arange(pools)
-    weights = torch.exp(-torch.arange(length)[None] / pace[:, None])
-    return weights / weights.sum(1, keepdim=True)
 
 
 def build(config: Config, catalogue: Catalogue) -> Model:

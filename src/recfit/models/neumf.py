@@ -1,6 +1,8 @@
 """NeuMF: a product of factors and a small network, side by side (He et al., WWW 2017, arXiv 1708.05031).
 
 A ranker: (user, candidate items) -> scores. User 0 is the unknown user; it is learned by forgetting users now and then.
+With `max_history` a user is also what they did last, as in SVD++ (Koren, KDD 2008): unknown users with a history get
+answers of their own, and an answer moves with every event.
 """
 
 from __future__ import annotations
@@ -14,13 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recfit.models import Catalogue, Model, rebuilt
-from recfit.models._axes import check_keep, no_axis
+from recfit.models._axes import check_keep, newest_kept, no_axis, recency
 from recfit.models._layers import (
     Dropout,
     FeatureTable,
     ItemTable,
     check_features,
     copy_features,
+    decays,
     feature_groups,
     selector,
 )
@@ -33,6 +36,7 @@ class Config:
     """`embedding_dim` of the product and of the network each; the network's layers have `hidden`, then `top` units.
 
     `features` adds those of users and items, less the columns in `without`. Training hides the user at rate `forget`.
+    `max_history` events are read, 0 for the network of the paper; each counts by how far back it lies.
     """
 
     embedding_dim: int = 32
@@ -40,37 +44,54 @@ class Config:
     top: int = 32
     dropout: float = 0.1
     forget: float = 0.02
+    max_history: int = 0
     features: bool = False
     without: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_ranges("model.neumf", self, embedding_dim=(1, 8192), hidden=(1, 65536), top=(1, 65536))
-        check_ranges("model.neumf", self, dropout=(0, 0.95), forget=(0, 1))
+        check_ranges("model.neumf", self, dropout=(0, 0.95), forget=(0, 1), max_history=(0, 1e5))
+
+
+class Past(nn.Module):
+    """The newest events as one vector: tokens [B, L] -> [B, width]. Each event weighs by how far back it lies."""
+
+    def __init__(self, n_items: int, width: int, length: int) -> None:
+        super().__init__()
+        self.items = ItemTable(n_items, width, 0.05)
+        self.recency = nn.Parameter(decays(2, length)[1])
+
+    def forward(self, history: Tensor) -> Tensor:
+        back = history.shape[1] - 1 - torch.arange(history.shape[1])  # counting down exports to wrong ONNX
+        return self.recency[back] @ self.items.lookup(history)
 
 
 class NeuMf(nn.Module):
     """Each user and item has one row of 2d numbers: d for the product, d for the network."""
 
     kind: ClassVar[str] = "neumf"
-    max_history = 0
 
     def __init__(self, config: Config, catalogue: Catalogue) -> None:
         super().__init__()
-        self.config, self.catalogue = config, catalogue
+        self.config, self.catalogue, self.max_history = config, catalogue, config.max_history
         d, width = config.embedding_dim, 2 * config.embedding_dim
         self.users = nn.Parameter(torch.randn(catalogue.n_users + 1, width) * 0.05)
         self.items = ItemTable(catalogue.n_items, width, 0.05, _used(config, catalogue.item_features), config.without)
         about = _used(config, catalogue.user_features)
         self.about = FeatureTable(about, config.without, width) if about else None
-        self.inputs = ("user", "user_features") if self.about else ("user",)
+        self.past = Past(catalogue.n_items, width, config.max_history) if config.max_history else None
+        given = {"user": True, "history": self.past is not None, "user_features": self.about is not None}
+        self.inputs = tuple(name for name, wanted in given.items() if wanted)
         self.from_user = nn.Linear(d, config.hidden)
         self.from_item = nn.Linear(d, config.hidden, bias=False)
         self.top = nn.Linear(config.hidden, config.top)
         self.output = nn.Linear(d + config.top, 1)
         self.dropout = Dropout(config.dropout)
 
-    def score(self, items: Tensor, user: Tensor, user_features: Tensor | None = None) -> Tensor:
-        asking, offered = self._user(user, user_features), self.items.lookup(items)
+    def score(
+        self, items: Tensor, user: Tensor, history: Tensor | None = None, user_features: Tensor | None = None
+    ) -> Tensor:
+        asking, offered = self._user(user, history, user_features), self.items.lookup(items)
         d = self.config.embedding_dim
         product = asking[:, None, :d] * offered[..., :d]
         # The first layer sees user and item apart, so the user's half is computed once for all candidates.
@@ -79,19 +100,23 @@ class NeuMf(nn.Module):
         answer: Tensor = self.output(torch.cat((self.dropout(product), top), dim=-1))
         return answer[..., 0]
 
-    def _user(self, user: Tensor, user_features: Tensor | None) -> Tensor:
+    def _user(self, user: Tensor, history: Tensor | None, user_features: Tensor | None) -> Tensor:
         if self.training:
             user = user * (torch.rand(user.shape) >= self.config.forget)
         vectors = F.embedding(user, self.users)
         if self.about is not None:
             assert user_features is not None
             vectors = vectors + self.about.sums(user_features)
+        if self.past is not None:
+            assert history is not None
+            vectors = vectors + self.past(history)
         return vectors
 
     def axes(self) -> Mapping[str, int]:
         c = self.config
         sizes = {"embedding_dim": c.embedding_dim, "hidden": c.hidden, "top": c.top}
-        return sizes | ({"features": len(self._names())} if self._names() else {})
+        some = {"features": len(self._names()), "history_length": c.max_history}
+        return sizes | {axis: size for axis, size in some.items() if size}
 
     def _tables(self) -> list[FeatureTable]:
         return [table for table in (self.items.features, self.about) if table is not None]
@@ -104,7 +129,8 @@ class NeuMf(nn.Module):
     def importance(self, axis: str) -> Tensor:
         d = self.config.embedding_dim
         if axis == "embedding_dim":
-            tables = self.users.square().sum(0) + self.items.vectors().square().sum(0)
+            rows = [self.users, self.items.vectors(), *([] if self.past is None else [self.past.items.vectors()])]
+            tables = torch.cat(rows).square().sum(0)
             layers = self.from_user.weight.square().sum(0) + self.from_item.weight.square().sum(0)
             return (tables[:d] + tables[d:] + layers + self.output.weight[0, :d].square()).sqrt()
         if axis == "hidden":
@@ -115,6 +141,8 @@ class NeuMf(nn.Module):
         if axis == "features":
             norms = [_norms(table) for table in self._tables()]
             return torch.tensor([sum(norm.get(name, 0.0) for norm in norms) for name in self._names()])
+        if axis == "history_length":
+            return recency(self.config.max_history)
         raise no_axis(self, axis)
 
     @torch.no_grad()
@@ -125,6 +153,8 @@ class NeuMf(nn.Module):
         if axis == "features":
             kept = {self._names()[unit] for unit in keep.tolist()}
             small = replace(c, without=(*c.without, *(name for name in self._names() if name not in kept)))
+        elif axis == "history_length":
+            small = replace(c, max_history=newest_kept(self, keep))
         else:
             small = replace(c, **{axis: len(keep)})  # type: ignore[arg-type]
         return self._taken(small, units["embedding_dim"], units["hidden"], units["top"])
@@ -139,6 +169,9 @@ class NeuMf(nn.Module):
         model.items.map_(self.items, change)
         if model.about is not None and self.about is not None:
             copy_features(self.about, model.about, change)
+        if model.past is not None and self.past is not None:
+            model.past.items.map_(self.past.items, change)
+            model.past.recency.copy_(self.past.recency[: config.max_history])
         model.from_user.weight.copy_(self.from_user.weight[hidden][:, dims])
         model.from_user.bias.copy_(self.from_user.bias[hidden])
         model.from_item.weight.copy_(self.from_item.weight[hidden][:, dims])

@@ -61,9 +61,9 @@ def measured_original(bench: Bench) -> None:
 
 
 def known_or_run(bench: Bench, recipe: Recipe, *, gated: bool = True) -> Candidate:
-    """The candidate of `recipe`, measured now if the study does not know it."""
+    """The candidate of `recipe`, measured now if the study does not know it, or only knows that it fell at a gate."""
     known = bench.study.candidates.get(recipe.id)
-    if known is not None:
+    if known is not None and (gated or known.status != "screened out"):
         return known
     found = bench.gates().run(recipe, gated=gated)
     count, most = len(bench.study.candidates), bench.settings.search.max_candidates

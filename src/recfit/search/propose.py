@@ -1,4 +1,4 @@
-"""Which recipe next: single techniques first, then pairs and chains grown from the survivors."""
+"""Which recipe next: single techniques first, one of every family whatever the budget, then chains grown from the survivors."""
 
 from __future__ import annotations
 
@@ -15,9 +15,15 @@ from recfit.techniques import Context, Technique, available
 
 # The share of the search that goes to single techniques.
 SINGLES_SHARE = 0.6
-# Chains that a family gets to be measured in, where it was not alone.
-TRIES = 3
 REFUSALS = 2
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A recipe to try; one that is not `gated` is measured in full, whatever limit it breaks."""
+
+    recipe: Recipe
+    gated: bool = True
 
 
 def singles(context: Context, wanted: Sequence[str]) -> list[Recipe]:
@@ -29,8 +35,8 @@ def singles(context: Context, wanted: Sequence[str]) -> list[Recipe]:
 
 def proposals(
     study: Study, budget: Budget, context: Context, wanted: Sequence[str], spent: Callable[[], float]
-) -> Iterator[Recipe]:
-    """Recipes the study does not know yet, the most promising first, until nothing is left to try.
+) -> Iterator[Proposal]:
+    """What the study does not know yet, the most promising first, until nothing is left to try.
 
     It looks at the study again before each proposal, so what was just measured steers what comes next. `spent` is the
     share of the search's limits that is used up; singles stop in time to leave room for chains.
@@ -40,20 +46,33 @@ def proposals(
         if spent() >= SINGLES_SHARE:
             break
         if recipe.id not in study.candidates:
-            yield recipe
+            yield Proposal(recipe)
+    for recipe in unmeasured(study, first):
+        yield Proposal(recipe, gated=False)
     steps = [recipe.steps[0] for recipe in first]
     while (child := _best_child(study, budget, steps)) is not None:
-        yield child
+        yield Proposal(child)
+
+
+def unmeasured(study: Study, singles: Sequence[Recipe]) -> list[Recipe]:
+    """The fastest single of every family that the screen kept from being measured: what a family costs in quality is
+    worth knowing, for the report, for other budgets, and for the chains that it may yet be good in."""
+    known = {family for found in study.done() for family in found.families}
+    fallen = [study.candidates[recipe.id] for recipe in singles if recipe.id in study.candidates]
+    fallen = [found for found in fallen if found.status == "screened out" and found.families[0] not in known]
+    fastest: dict[str, Candidate] = {}
+    for found in sorted(fallen, key=lambda found: found.metrics.get("p50_ms", 0.0)):
+        fastest.setdefault(found.families[0], found)
+    return [Recipe.from_json(found.recipe) for found in fastest.values()]
 
 
 def _best_child(study: Study, budget: Budget, steps: Sequence[Technique]) -> Recipe | None:
     """The untried extension of a survivor that promises most.
 
     A candidate that fell at the structure screen is a survivor too: it is too slow or too big as yet, its quality is
-    not known to suffer, and what is missing may come from the next step. Families that no measured candidate has yet
-    come first: what never got past the screen alone may in a chain.
+    not known to suffer, and what is missing may come from the next step.
     """
-    scale, known = _scale(study, budget), _well_known(study)
+    scale = _scale(study, budget)
     promises: list[tuple[tuple[float, ...], str, Recipe]] = []
     for parent in study.candidates.values():
         if parent.recipe and parent.status != "failed" and "p50_ms" in parent.metrics:
@@ -61,16 +80,8 @@ def _best_child(study: Study, budget: Budget, steps: Sequence[Technique]) -> Rec
             for step in _fitting(recipe, steps, study):
                 child = recipe.then(step)
                 if child.id not in study.candidates:
-                    promise = _rank(scale, budget, expected(study, parent, step))
-                    promises.append(((step.family in known, *promise), child.id, child))
+                    promises.append((_rank(scale, budget, expected(study, parent, step)), child.id, child))
     return min(promises)[2] if promises else None
-
-
-def _well_known(study: Study) -> set[str]:
-    """Families that some measured candidate has, or that chains were tried with often enough."""
-    measured = {family for found in study.done() for family in found.families}
-    tried = Counter(family for found in study.candidates.values() if len(found.recipe) > 1 for family in found.families)
-    return measured | {family for family, count in tried.items() if count >= TRIES}
 
 
 def _fitting(recipe: Recipe, steps: Sequence[Technique], study: Study) -> list[Technique]:

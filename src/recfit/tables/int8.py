@@ -1,7 +1,8 @@
 """Rows as int8 with one float scale a row (symmetric): 1 byte a number + 4 bytes a row.
 
-`scale_i = max|v_i| / 127`, `q_i = round(v_i / scale_i)`; each query is quantized the same way on the fly, and the
-product runs on integers (Gemmlowp scheme, arXiv 1712.05877, eq. 1-7, with a zero point of 0).
+`scale_i = max|v_i| / 127`, `q_i = round(v_i / scale_i)`; each query is quantized on the fly to 7 bits, and the product
+runs on integers (Gemmlowp scheme, arXiv 1712.05877, eq. 1-7, with a zero point of 0). Processors without VNNI add two
+products in 16 bits: 2 * 127 * 127 fits, with a query of 8 bits they would saturate.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ def write(vectors: FloatArray, directory: Path, config: Config) -> None:
     constants = {
         "scales": scales,
         "zeros": np.zeros(len(rows), np.int8),
-        "step": np.float32(1 / 127),
-        "middle": np.uint8(128),
+        "step": np.float32(1 / 63),
+        "middle": np.uint8(64),
         "smallest": np.float32(1e-30),
     }
     extra = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]

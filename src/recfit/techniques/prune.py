@@ -26,9 +26,9 @@ class Technique:
 
     axis: str
     keep: float = 0.5
-    epochs: int = 10
+    epochs: int = 20
     data_fraction: float = 1.0
-    learning_rate: float = 5e-4
+    learning_rate: float = 1e-3
 
     def __post_init__(self) -> None:
         check_ranges("technique.prune", self, keep=(1e-6, 1), epochs=(0, 1e6), data_fraction=(1e-6, 1))

@@ -7,18 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from recfit.models import Causal, Encoder, Model, Rotatable
+from recfit.models import Model, Rotatable
 from recfit.models._options import check_ranges
 from recfit.pipeline import Pipeline
 from recfit.techniques import Context
+from recfit.techniques._principal import principal_axes
 from recfit.techniques._shrink import fine_tuned, size_of
-from recfit.types import Split, Unsupported
-
-CALIBRATION = 256  # users whose request vectors are looked at
+from recfit.types import Unsupported
 
 
 @dataclass(frozen=True)
@@ -32,9 +30,9 @@ class Technique:
 
     axis: str = "embedding_dim"
     size: int = 32
-    epochs: int = 10
+    epochs: int = 20
     data_fraction: float = 1.0
-    learning_rate: float = 5e-4
+    learning_rate: float = 1e-3
 
     def __post_init__(self) -> None:
         check_ranges("technique.reduce", self, size=(1, 1e6), epochs=(0, 1e6), data_fraction=(1e-6, 1))
@@ -64,26 +62,3 @@ class Technique:
             for share in shares
             if (size := round(axes.get(axis, 0) * share)) >= 1
         ]
-
-
-def principal_axes(model: Model, split: Split) -> Tensor:
-    """An orthogonal matrix [d, d], columns by falling share of the energy of item vectors and request vectors together.
-
-    Both count alike: a direction matters for a score only where both sides of the product use it.
-    """
-    assert isinstance(model, Encoder)
-    with torch.no_grad():
-        energy = _energy(model.item_vectors())
-        if isinstance(model, Causal):
-            past = split.train.histories().last(model.max_history).take(np.arange(min(CALIBRATION, split.n_users)))
-            tokens = torch.from_numpy(past.padded(model.max_history))
-            energy = energy + _energy(model.states(tokens)[tokens > 0])
-        _, basis = torch.linalg.eigh(energy)
-    largest_first: Tensor = basis.flip(1).float()
-    return largest_first
-
-
-def _energy(vectors: Tensor) -> Tensor:
-    """The second moment of `vectors` [n, d], scaled to trace 1 unless all are zero, as before any training."""
-    moment = vectors.T.double() @ vectors.double()
-    return moment / moment.trace().clamp(min=1e-30)
