@@ -160,6 +160,7 @@ def _quantize_graph(path: Path) -> None:
 
     Weights keep to 7 bits: processors without VNNI add two products of 8 bits in 16, where larger ones saturate.
     """
+    from onnx import TensorProto, load
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     log = logging.getLogger()
@@ -173,9 +174,17 @@ def _quantize_graph(path: Path) -> None:
             per_channel=True,
             reduce_range=True,
             op_types_to_quantize=QUANTIZED,
+            nodes_to_exclude=_stacked(load(path).graph),
+            extra_options={"DefaultTensorType": TensorProto.FLOAT},  # of what comes out of ONNX Runtime's own operators
         )
     finally:
         log.setLevel(level)
+
+
+def _stacked(graph: Any) -> list[str]:
+    """Products with a stack of matrices (one for each head), which ONNX Runtime has no int8 kernel for."""
+    sizes = {weight.name: len(weight.dims) for weight in graph.initializer}
+    return [node.name for node in graph.node if node.op_type == "MatMul" and sizes.get(node.input[1], 2) > 2]
 
 
 def example_inputs(stage: Stage) -> tuple[list[str], list[Tensor]]:

@@ -11,12 +11,6 @@ from torch import Tensor, nn
 from recfit.types import ConfigError, Features
 
 
-def rms_norm(hidden: Tensor) -> Tensor:
-    """`x / rms(x)` along the last axis, without gains (the linear layer that follows holds them), so that it commutes
-    with every orthogonal map of that axis (Zhang and Sennrich, arXiv 1910.07467; Ashkboos et al., arXiv 2401.15024)."""
-    return hidden * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + 1e-6)
-
-
 def embed(tokens: Tensor, table: Tensor) -> Tensor:
     """Rows of `table` [N, d] for tokens of any shape; zeros for the padding token 0."""
     rows = F.embedding((tokens - 1).clamp(min=0), table)

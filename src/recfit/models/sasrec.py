@@ -17,10 +17,9 @@ from torch import Tensor, nn
 
 from recfit.models import Catalogue, Model, rebuilt
 from recfit.models._axes import check_keep, newest_kept, no_axis, recency, strongest_first
-from recfit.models._layers import Dropout, ItemTable, check_features, rms_norm, selector
+from recfit.models._kernels import MASKED, attend, rms_norm
+from recfit.models._layers import Dropout, ItemTable, check_features, selector
 from recfit.models._options import check_ranges
-
-MASKED = -3e4  # finite, so that a row of padding gives zeros and not NaN; fits float16
 
 
 @dataclass(frozen=True)
@@ -50,13 +49,10 @@ class Config:
         return self.head_dim or max(1, self.embedding_dim // self.heads)
 
 
-def _geometry(history: Tensor, newest: bool = False) -> tuple[Tensor, Tensor]:
-    """What each position (or only the newest) may see, float [B, 1, Lq, L], and how far back it lies, int64 [Lq, L]."""
-    positions = torch.arange(history.shape[1])
-    asking = positions[-1:] if newest else positions
-    back = asking[:, None] - positions[None, :]
-    unseen = (back < 0)[None, None] | (history == 0)[:, None, None, :]
-    return unseen.float() * MASKED, back.clamp(min=0)
+def _distances(length: int) -> Tensor:
+    """How far before each position each other lies, int64 [L, L]; -1, the last entry of what it indexes, for later ones."""
+    positions = torch.arange(length)
+    return (positions[:, None] - positions).clamp(min=-1)
 
 
 class Block(nn.Module):
@@ -77,25 +73,34 @@ class Block(nn.Module):
         for layer in (self.out, self.down):
             nn.init.normal_(layer.weight, std=(2 * config.layers * layer.in_features) ** -0.5)
 
-    def forward(self, hidden: Tensor, mask: Tensor, distances: Tensor) -> Tensor:
-        """`mask` [B, 1, Lq, L] joins the attention of the last Lq positions, `distances` [Lq, L] index its bias."""
-        length = distances.shape[0]
-        asking = hidden[:, -length:]
+    def forward(self, hidden: Tensor, real: Tensor, distances: Tensor | None) -> Tensor:
+        """`real` bool [B, L] tells events from padding, `distances` how far they lie apart; None asks the newest only."""
         normed = rms_norm(hidden)
-        mixed = self._attend(normed[:, -length:], normed, self.distance[:, distances] + mask)
+        if distances is None:
+            asking, mixed = hidden[:, -1:], self._newest(normed, real)
+        else:
+            bias = F.pad(self.distance, (0, 1), value=MASKED)[None][:, :, distances]
+            mixed = attend(self.query(normed), self.key(normed), self.value(normed), bias, real, self.heads)
+            asking = hidden
         asking = asking + self.dropout(self.out(mixed))
         answer: Tensor = asking + self.dropout(self.down(F.gelu(self.up(rms_norm(asking)))))
         return answer
 
-    def _attend(self, asking: Tensor, normed: Tensor, bias: Tensor) -> Tensor:
-        query, key = self._heads(self.query(asking)), self._heads(self.key(normed))
-        weights = (query @ key.transpose(-1, -2) * self.width**-0.5 + bias).softmax(-1)
-        mixed = weights @ self._heads(self.value(normed))
-        joined: Tensor = mixed.transpose(1, 2).flatten(2)
-        return joined
+    def _newest(self, normed: Tensor, real: Tensor) -> Tensor:
+        """What the newest position attends to, [B, L, d] -> [B, 1, heads * width].
 
-    def _heads(self, values: Tensor) -> Tensor:
-        return values.view(*values.shape[:2], self.heads, self.width).transpose(1, 2)
+        One query asks L keys, so its key and value matrices meet the query and the mixture instead of all positions:
+        `q (X K)^T = (q K^T) X^T` and `w (X V) = (w X) V`.
+        """
+        shape = (self.heads, self.width, -1)
+        keys, values = self.key.weight.view(shape) * self.width**-0.5, self.value.weight.view(shape).transpose(1, 2)
+        query = self.query(normed[:, -1:]).view(-1, self.heads, 1, self.width)
+        scores = (query @ keys).view(-1, self.heads, self.query.in_features) @ normed.transpose(1, 2)
+        bias = self.distance.flip(1)[:, -normed.shape[1] :]
+        weights = (scores + bias + torch.where(real, 0.0, MASKED)[:, None]).softmax(-1)
+        mixed = (weights @ normed)[:, :, None] @ values
+        joined: Tensor = mixed.view(-1, 1, self.heads * self.width)
+        return joined
 
     def head_strengths(self) -> Tensor:
         """L2 norm of the weights of each head, [heads]."""
@@ -147,18 +152,18 @@ class SasRec(nn.Module):
     def encode_vectors(self, history: Tensor, vectors: Tensor) -> Tensor:
         hidden = self._through(self.blocks[:-1], vectors * self.enter, history)
         # Only the newest position is asked for, so the last block computes no other.
-        newest = self.blocks[-1](hidden, *_geometry(history, newest=True))
-        return rms_norm(newest[:, 0]) * self.leave
+        newest = self.blocks[-1](hidden, history > 0, None)
+        return rms_norm(newest[:, 0], self.leave)
 
     def states(self, history: Tensor) -> Tensor:
         vectors = self.dropout(self.items.lookup(history) * self.enter)
-        return rms_norm(self._through(self.blocks, vectors, history)) * self.leave
+        return rms_norm(self._through(self.blocks, vectors, history), self.leave)
 
     def _through(self, blocks: nn.ModuleList, hidden: Tensor, history: Tensor) -> Tensor:
         if len(blocks):
-            mask, distances = _geometry(history)
+            real, distances = history > 0, _distances(history.shape[1])
             for block in blocks:
-                hidden = block(hidden, mask, distances)
+                hidden = block(hidden, real, distances)
         return hidden
 
     def item_vectors(self) -> Tensor:
