@@ -81,7 +81,7 @@ class Engine:
     def _rows(self, ids: Sequence[str]) -> Rows:
         """Rows of the known ids; unknown ones carry no signal and are skipped."""
         get = self._item_rows.get
-        return np.fromiter((row for item in ids if (row := get(item)) is not None), np.int32)
+        return np.array([row for item in ids if (row := get(item)) is not None], np.int32)
 
     def _cached(self, asked: Asked, k: int) -> Recommendation | None:
         """The known user's precomputed list, less what was seen since; None if it is too old or too short."""
