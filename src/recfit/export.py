@@ -112,6 +112,8 @@ def _write_stage(stage: Stage, directory: Path, pipeline: Pipeline) -> StageSpec
         models.save(model, directory / "model")
         return spec
     _write_graph(stage, directory / "model.onnx")
+    if convert := getattr(find("runtimes", pipeline.runtime.name), "convert", None):
+        convert(directory / "model.onnx")
     if stage.kind == "ranker":
         return spec
     table = _write_table(stage, directory / "table")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
+from onnx.reference import ReferenceEvaluator
 
 import toys
 from recfit import models
@@ -15,7 +20,8 @@ from recfit.engine import Engine, open_bundle
 from recfit.pipeline import Pipeline, RuntimePlan, Stage
 from recfit.registry import names
 from recfit.runtimes import Batch, StageSpec, ort
-from recfit.types import BundleError, Recommendation, Request
+from recfit.runtimes import numpy as numpy_runtime
+from recfit.types import BundleError, Recommendation, Request, Unsupported
 
 Exported = Callable[[Pipeline], Path]
 
@@ -89,7 +95,7 @@ def test_a_ranker_scans_chunk_by_chunk(exported: Exported, monkeypatch: pytest.M
     engine = open_bundle(exported(toys.original("neumf")))
     requests = [Request(user) for user in toys.around().user_ids[:3]]
     whole = engine.recommend(requests)
-    monkeypatch.setattr(ort, "SCAN_PAIRS", 3 * 7)  # 40 items in chunks of 7, 7, ..., 5
+    monkeypatch.setattr("recfit.runtimes._scorers.SCAN_PAIRS", 3 * 7)  # 40 items in chunks of 7, 7, ..., 5
     for chunked, one in zip(engine.recommend(requests), whole, strict=True):
         assert chunked.items == one.items
         np.testing.assert_allclose(chunked.scores, one.scores, rtol=1e-5)
@@ -147,6 +153,51 @@ def test_threads_and_level_reach_the_session(exported: Exported) -> None:
     options = ort.session(path, threads=2, graph="basic").get_session_options()
     assert options.intra_op_num_threads == 2
     assert options.graph_optimization_level == onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+
+
+def test_a_numpy_bundle_needs_no_onnx_runtime(exported: Exported) -> None:
+    """Most of what a small model's process holds is ONNX Runtime; this one must never load it."""
+    bundle = exported(Pipeline(toys.original("sasrec").retrieve, runtime=RuntimePlan("numpy")))
+    assert not list(bundle.rglob("model.onnx"))
+    script = (
+        "import sys, recfit; engine = recfit.open_bundle(sys.argv[1]);"
+        "answer = engine.recommend([recfit.Request(history=engine.bundle.item_ids[:3])])[0];"
+        "assert answer.source == 'model'; print('onnxruntime' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(bundle)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_a_graph_with_an_operator_that_numpy_lacks_is_refused(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = {name: made for name, made in numpy_runtime.OPERATORS.items() if name != "SimplifiedLayerNormalization"}
+    monkeypatch.setattr(numpy_runtime, "OPERATORS", known)
+    with pytest.raises(Unsupported, match="NumPy has no SimplifiedLayerNormalization; keep runtime name='ort'"):
+        exported(Pipeline(Stage(toys.untrained("sasrec", {"ffn": 17})), runtime=RuntimePlan("numpy")))
+
+
+def test_a_plan_that_is_gone_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"holds no plan for NumPy: .*export it again"):
+        numpy_runtime.Graph(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("starts", "ends", "axes", "steps"),
+    [([-3], [2**62], [1], [1]), ([1, 0], [3, 2], [1, 0], [1, 1]), ([-1], [-(2**62)], [1], [-1]), ([4], [0], [1], [-2])],
+)
+def test_slices_are_those_of_onnx(starts: list[int], ends: list[int], axes: list[int], steps: list[int]) -> None:
+    node = onnx.helper.make_node("Slice", ["x", "starts", "ends", "axes", "steps"], ["y"])
+    x = np.arange(15, dtype=np.float32).reshape(3, 5)
+    given = [x, *(np.array(part, np.int64) for part in (starts, ends, axes, steps))]
+    wanted = ReferenceEvaluator(node).run(None, dict(zip(node.input, given, strict=True)))[0]
+    np.testing.assert_array_equal(numpy_runtime.OPERATORS["Slice"]()(*given), wanted)
+
+
+def test_the_error_function_is_near() -> None:
+    x = np.linspace(-6, 6, 1001, dtype=np.float32)
+    wanted = np.array([math.erf(value) for value in x.tolist()])
+    np.testing.assert_allclose(numpy_runtime.OPERATORS["Erf"]()(x), wanted, atol=5e-7)
 
 
 def test_families_are_all_tried() -> None:

@@ -13,7 +13,6 @@ from recfit import models, techniques
 from recfit.models import Solved
 from recfit.pipeline import Pipeline, Stage
 from recfit.techniques import Context, make
-from recfit.techniques.reduce import principal_axes
 from recfit.training import Fit, evaluate
 
 SASREC, ALS, NEUMF = (toys.original(kind) for kind in ("sasrec", "als", "neumf"))
@@ -65,23 +64,26 @@ def test_a_solved_model_is_cut_not_solved_again(monkeypatch: pytest.MonkeyPatch)
     assert (out.main.model.axes(), calls) == ({"embedding_dim": 3}, [])
 
 
-def test_principal_axes_are_orthogonal_and_hold_the_most_first() -> None:
-    model: Any = ALS.main.model
-    basis = principal_axes(model, toys.split())
-    torch.testing.assert_close(basis.T @ basis, torch.eye(8), atol=1e-5, rtol=0)
-    energy = (model.item_vectors() @ basis).square().sum(0)
+def test_reduction_keeps_the_axes_that_hold_the_most() -> None:
+    whole: Any = ALS.main.model
+    small: Any = make("reduce", {"size": 5}).apply(ALS, context_of(ALS)).main.model
+    energy = small.item_vectors().square().sum(0)
     assert (energy.diff() <= 1e-4 * energy[0]).all()
+    largest = torch.linalg.svdvals(whole.item_vectors())[:5].square()
+    torch.testing.assert_close(energy, largest, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["sasrec", "als", "mlp"])
-def test_principal_axes_of_nothing(kind: str) -> None:
+def test_nothing_can_be_reduced(kind: str) -> None:
     """Before any training a solved model is all zeros; its shape can be looked at all the same."""
     model = toys.untrained(kind, toys.SHAPES[kind][0])
     with torch.no_grad():
         for weight in [*models.as_module(model).parameters(), *models.as_module(model).buffers()]:
             weight.zero_()
-    basis = principal_axes(model, toys.split())
-    torch.testing.assert_close(basis.T @ basis, torch.eye(len(basis)), atol=1e-5, rtol=0)
+    pipeline = Pipeline(Stage(model))
+    out = make("reduce", {"size": 2, "epochs": 0}).apply(pipeline, context_of(pipeline))
+    assert out.main.model.axes()["embedding_dim"] == 2
+    assert not np.isnan(toys.expected(out, -1, [1, 2])).any()
 
 
 def test_history_length_keeps_the_newest() -> None:
@@ -130,6 +132,27 @@ def test_a_student_starts_from_the_originals_item_vectors(monkeypatch: pytest.Mo
         assert lost < cut, "the principal axes hold more than the first coordinates"
     else:
         assert lost < 1e-4
+
+
+def test_a_student_of_the_originals_family_starts_from_the_original_cut_to_its_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spied(monkeypatch)
+    config = SASREC.main.model.config
+    names = ("layers", "embedding_dim", "heads", "ffn", "max_history")
+    options = {name: getattr(config, name) for name in names} | {"max_history": config.max_history - 2}
+    past = [3, 4, 6]
+    wanted = toys.expected(SASREC, -1, past)
+    out = make("distill", {"kind": "sasrec", "options": options}).apply(SASREC, context_of(SASREC))
+    models.as_module(out.main.model).eval()
+    np.testing.assert_allclose(toys.expected(out, -1, past), wanted, rtol=1e-4, atol=1e-5)
+    half = options | {"layers": 1, "ffn": config.ffn // 2, "embedding_dim": config.embedding_dim // 2, "heads": 1}
+    small = make("distill", {"kind": "sasrec", "options": half}).apply(SASREC, context_of(SASREC)).main.model
+    fresh = context_of(SASREC).build("sasrec", half)
+    assert {name: part.shape for name, part in models.as_module(small).state_dict().items()} == {
+        name: part.shape for name, part in models.as_module(fresh).state_dict().items()
+    }
+    assert not torch.equal(small.item_vectors(), fresh.item_vectors())  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("teacher", [NEUMF, toys.original("ease")])

@@ -73,7 +73,7 @@ WRONG = [
     ("cache", {"ttl_seconds": 0}, "ttl_seconds = 0.0 is outside"),
     ("two_stage", {"retriever": "als", "candidates": 0}, "candidates = 0 is outside"),
     ("runtime", {"threads": 0}, "threads = 0 is outside 1 to"),
-    ("runtime", {"name": "openvno"}, "technique.runtime.name = 'openvno'; allowed: ort, torch"),
+    ("runtime", {"name": "openvno"}, "technique.runtime.name = 'openvno'; allowed: numpy, ort, torch"),
     ("runtime", {"graph": "most"}, "allowed: none, basic, extended, all"),
     ("quantize", {"graph": "yes"}, "technique.quantize.graph = 'yes' is a str; it must be a bool"),
     ("prunne", {}, "no technique named 'prunne'; did you mean 'prune'?"),

@@ -1,6 +1,7 @@
 """Runtimes: one file each, the file's name is its key in a bundle; it runs a stage's model and answers with scores.
 
-A runtime's file offers `open_scorer(directory, stage, threads) -> Scorer`.
+A runtime's file offers `open_scorer(directory, stage, threads) -> Scorer`, and, where it does not read ONNX as it is,
+`convert(graph)`, which replaces the exported file by what it reads.
 """
 
 from __future__ import annotations

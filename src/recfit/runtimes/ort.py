@@ -1,17 +1,16 @@
-"""ONNX Runtime: the default. Encoder graphs meet their item table here; ranker graphs score pairs."""
+"""ONNX Runtime: the default, for every graph and every table."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime
 
-from recfit.registry import find
-from recfit.runtimes import Batch, Scorer, StageSpec
-from recfit.tables import Table
-from recfit.types import BundleError, FloatArray, IntArray
+from recfit.runtimes import Scorer, StageSpec
+from recfit.runtimes._scorers import scorer
+from recfit.types import BundleError, FloatArray
 
 GRAPH = "model.onnx"
 LEVELS = {
@@ -20,8 +19,6 @@ LEVELS = {
     "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
     "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
-# Pairs a ranker scores in one run while it scans a catalogue: bounds the memory of its activations.
-SCAN_PAIRS = 65_536
 
 
 def session(path: Path, threads: int = 1, graph: str = "all") -> onnxruntime.InferenceSession:
@@ -40,70 +37,17 @@ def session(path: Path, threads: int = 1, graph: str = "all") -> onnxruntime.Inf
 
 
 def open_scorer(directory: Path, spec: StageSpec, threads: int) -> Scorer:
-    graph = session(directory / GRAPH, threads, spec.options.get("graph", "all"))
-    if spec.kind == "ranker":
-        return RankerScorer(graph, spec)
-    return EncoderScorer(graph, open_table(directory / "table", spec, threads), spec)
+    graph = Graph(session(directory / GRAPH, threads, spec.options.get("graph", "all")))
+    return scorer(graph, spec, directory, threads, lambda table: table.scores)
 
 
-def open_table(directory: Path, spec: StageSpec, threads: int) -> Table:
-    settings = dict(spec.table)
-    module = find("tables", settings.pop("format"))
-    table: Table = module.open_table(directory, module.Config(**settings), threads)
-    return table
+class Graph:
+    """A session that is asked for its one output."""
 
+    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+        self._session = session
+        self.takes = tuple(argument.name for argument in session.get_inputs())
 
-def taken(graph: onnxruntime.InferenceSession) -> tuple[str, ...]:
-    """What the graph takes; an input that the answer does not depend on is no longer among it."""
-    return tuple(argument.name for argument in graph.get_inputs())
-
-
-class EncoderScorer:
-    """Request -> vector (graph) -> scores (table)."""
-
-    def __init__(self, graph: onnxruntime.InferenceSession, table: Table, spec: StageSpec) -> None:
-        self._graph, self._table, self._spec = graph, table, spec
-        self._takes = taken(graph)
-
-    def encode(self, batch: Batch) -> FloatArray:
-        inputs: dict[str, Any] = batch.inputs(self._spec)
-        if self._spec.tied:
-            inputs["vectors"] = self._vectors(inputs["history"])
-        vector: FloatArray = self._graph.run(None, {name: inputs[name] for name in self._takes})[0]
-        return vector
-
-    def _vectors(self, tokens: IntArray) -> FloatArray:
-        """The table's rows of the history: float32 [B, L, d], zeros where it is padded."""
-        vectors = self._table.rows(np.maximum(tokens - 1, 0))
-        if not tokens[:, 0].all():  # padding is on the left
-            vectors[tokens == 0] = 0
-        return vectors
-
-    def scores(self, batch: Batch) -> FloatArray:
-        return self._table.scores(self.encode(batch))
-
-    def rescore(self, batch: Batch, candidates: IntArray) -> FloatArray:
-        return self._table.rescore(self.encode(batch), np.maximum(candidates, 0))
-
-
-class RankerScorer:
-    """(Request, items) -> scores; a scan goes over the catalogue in chunks."""
-
-    def __init__(self, graph: onnxruntime.InferenceSession, spec: StageSpec) -> None:
-        self._graph, self._spec = graph, spec
-        self._takes = taken(graph)
-        self._tokens = np.arange(1, spec.n_items + 1, dtype=np.int64)[None]
-
-    def scores(self, batch: Batch) -> FloatArray:
-        width = max(1, SCAN_PAIRS // len(batch))
-        chunks = [self._tokens[:, start : start + width] for start in range(0, self._spec.n_items, width)]
-        inputs = batch.inputs(self._spec)
-        return np.concatenate([self._run(inputs, chunk.repeat(len(batch), axis=0)) for chunk in chunks], axis=1)
-
-    def rescore(self, batch: Batch, candidates: IntArray) -> FloatArray:
-        return self._run(batch.inputs(self._spec), np.maximum(candidates + 1, 1))
-
-    def _run(self, inputs: dict[str, IntArray], tokens: IntArray) -> FloatArray:
-        given = {**inputs, "items": tokens}
-        scores: FloatArray = self._graph.run(None, {name: given[name] for name in self._takes})[0]
-        return scores
+    def __call__(self, inputs: Mapping[str, Any]) -> FloatArray:
+        output: FloatArray = self._session.run(None, inputs)[0]
+        return output

@@ -7,7 +7,7 @@ A format's file offers
   refuses with `Unsupported` what it cannot hold;
 * `open_table(directory, config, threads) -> Table`.
 
-Reading needs NumPy and ONNX Runtime only; `write` may import `onnx`.
+Reading needs NumPy, and ONNX Runtime to score; `write` may import `onnx`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,10 @@ class Table(Protocol):
 
     def scores(self, queries: FloatArray) -> FloatArray:
         """Every item's score for float32 queries [B, dim]: float32 [B, n_items]."""
+        ...
+
+    def matrix(self) -> FloatArray | None:
+        """All rows, float32 [n_items, dim], as a view where they are stored so; None where a query is its own scores."""
         ...
 
     def rescore(self, queries: FloatArray, items: IntArray) -> FloatArray:

@@ -6,13 +6,13 @@ The matrix lives once on disk, row by row, so that single rows can be read throu
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from recfit.runtimes import ort
 from recfit.types import FloatArray
 
 ROWS = "rows.bin"
@@ -41,10 +41,16 @@ def write_graph(directory: Path, nodes: Sequence[Any], rows: npt.NDArray[Any], e
 
 
 class Scan:
-    """Runs the graph of `write_graph`."""
+    """Runs the graph of `write_graph`; ONNX Runtime comes in with the first call."""
 
     def __init__(self, directory: Path, threads: int) -> None:
-        self._session = ort.session(directory / GRAPH, threads=threads)
+        self._directory, self._threads = directory, threads
+
+    @cached_property
+    def _session(self) -> Any:
+        from recfit.runtimes import ort
+
+        return ort.session(self._directory / GRAPH, threads=self._threads)
 
     def __call__(self, queries: FloatArray) -> FloatArray:
         scores: FloatArray = self._session.run(None, {"query": queries})[0]

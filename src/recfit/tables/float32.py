@@ -35,5 +35,8 @@ class Float32:
     def rows(self, items: IntArray) -> FloatArray:
         return self._rows.take(items, axis=0)
 
+    def matrix(self) -> FloatArray:
+        return self._rows
+
     def rescore(self, queries: FloatArray, items: IntArray) -> FloatArray:
         return _scan.dot(self.rows(items), queries)

@@ -38,6 +38,9 @@ class Identity:
     def scores(self, queries: FloatArray) -> FloatArray:
         return np.asarray(queries, dtype=np.float32)
 
+    def matrix(self) -> None:
+        return None
+
     def rescore(self, queries: FloatArray, items: IntArray) -> FloatArray:
         scores: FloatArray = np.take_along_axis(self.scores(queries), items, axis=1)
         return scores

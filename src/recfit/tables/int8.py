@@ -72,5 +72,9 @@ class Int8:
     def rows(self, items: IntArray) -> FloatArray:
         return self._rows.take(items, axis=0) * self._scales.take(items)[..., None]
 
+    def matrix(self) -> FloatArray:
+        matrix: FloatArray = self._rows * self._scales[:, None]
+        return matrix
+
     def rescore(self, queries: FloatArray, items: IntArray) -> FloatArray:
         return _scan.dot(self.rows(items), queries)

@@ -1,6 +1,6 @@
 """A small student learns the original's soft scores (Hinton et al., arXiv 1503.02531):
-`alpha * T^2 * KL(teacher / T || student / T) + beta * CE(next item)` over the catalogue. Between encoders the student
-starts from the original's item vectors."""
+`alpha * T^2 * KL(teacher / T || student / T) + beta * CE(next item)` over the catalogue. A student of
+the original's family starts from the original cut to its size, another encoder from the original's item vectors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from recfit import models
 from recfit.pipeline import Pipeline, Stage
 from recfit.techniques import Context
-from recfit.techniques._principal import inherit_items
+from recfit.techniques._inherit import inherit
 from recfit.techniques._students import students
 from recfit.training import Distill
 from recfit.types import Unsupported
@@ -37,7 +37,7 @@ class Technique:
             raise Unsupported(f"{self.kind} is solved in closed form and cannot learn a teacher's scores; use simplify")
         teacher = context.original.main.model
         if not context.structure_only:
-            inherit_items(student, teacher, context.split)
+            inherit(student, teacher, context.split)
         lesson = Distill(teacher, self.alpha, self.beta, self.temperature)
         return pipeline.with_main(Stage(context.train(student, distill=lesson)))
 

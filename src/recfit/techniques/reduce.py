@@ -7,14 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
-from recfit.models import Model, Rotatable
 from recfit.models._options import check_ranges
 from recfit.pipeline import Pipeline
 from recfit.techniques import Context
-from recfit.techniques._principal import principal_axes
+from recfit.techniques._inherit import cut
 from recfit.techniques._shrink import fine_tuned, size_of
 from recfit.types import Unsupported
 
@@ -42,16 +38,7 @@ class Technique:
         now = size_of(model, self.axis)
         if self.size >= now:
             raise Unsupported(f"size={self.size} is not below the {now} of {self.axis}; pass size <= {now - 1}")
-        model, keep = self._choose(model, context)
-        return fine_tuned(pipeline, model.shrink(self.axis, keep), context, self)
-
-    def _choose(self, model: Model, context: Context) -> tuple[Model, Tensor]:
-        """The model, rotated where that helps, and the units that stay."""
-        if self.axis == "embedding_dim" and isinstance(model, Rotatable):
-            return model.rotated(principal_axes(model, context.split)), torch.arange(self.size)
-        if self.axis == "history_length":
-            return model, torch.arange(self.size)
-        return model, torch.topk(model.importance(self.axis), self.size).indices.sort().values
+        return fine_tuned(pipeline, cut(model, self.axis, self.size, context.split), context, self)
 
     @classmethod
     def variants(cls, context: Context) -> Sequence[Technique]:

@@ -39,6 +39,12 @@ class Technique:
             raise Unsupported(
                 "PyTorch runs the float32 model as it is; leave out quantize and graph, or keep name='ort'"
             )
+        if self.name == "numpy" and (
+            "int8" in {stage.graph for stage in pipeline.stages.values()} or self.graph != "all"
+        ):
+            raise Unsupported(
+                "NumPy has no integer products and one way to run a graph; leave out graph, or keep name='ort'"
+            )
         options = {} if self.graph == "all" else {"graph": self.graph}
         return changed(pipeline, runtime=RuntimePlan(self.name, self.threads, options))
 
@@ -46,4 +52,4 @@ class Technique:
     def variants(cls, context: Context) -> Sequence[Technique]:
         cores = os.cpu_count() or 1
         more = [cls(threads=cores)] if cores > 1 else []
-        return [*more, cls(graph="extended")]
+        return [*more, cls("numpy"), cls(graph="extended")]

@@ -1,0 +1,92 @@
+"""What runtimes of graphs share: a graph meets its item table, or scores pairs; only who runs the graph differs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from recfit.registry import find
+from recfit.runtimes import Batch, Scorer, StageSpec
+from recfit.tables import Table
+from recfit.types import FloatArray, IntArray
+
+# Pairs a ranker scores in one run while it scans a catalogue: bounds the memory of its activations.
+SCAN_PAIRS = 65_536
+
+
+class Graph(Protocol):
+    """An exported graph, ready to run. `takes` are its inputs: one that the answer does not depend on is not among them."""
+
+    @property
+    def takes(self) -> tuple[str, ...]: ...
+
+    def __call__(self, inputs: Mapping[str, Any]) -> FloatArray: ...
+
+
+Scores = Callable[[FloatArray], FloatArray]
+"""Every item's score for queries [B, dim]: float32 [B, n_items]."""
+
+
+def scorer(graph: Graph, spec: StageSpec, directory: Path, threads: int, scan: Callable[[Table], Scores]) -> Scorer:
+    """The stage of `graph`; `scan` is how the runtime scores an item table."""
+    if spec.kind == "ranker":
+        return RankerScorer(graph, spec)
+    table = _open_table(directory / "table", spec, threads)
+    return EncoderScorer(graph, table, scan(table), spec)
+
+
+def _open_table(directory: Path, spec: StageSpec, threads: int) -> Table:
+    settings = dict(spec.table)
+    module = find("tables", settings.pop("format"))
+    table: Table = module.open_table(directory, module.Config(**settings), threads)
+    return table
+
+
+class EncoderScorer:
+    """Request -> vector (graph) -> scores (table)."""
+
+    def __init__(self, graph: Graph, table: Table, scan: Scores, spec: StageSpec) -> None:
+        self._graph, self._table, self._scan, self._spec = graph, table, scan, spec
+
+    def encode(self, batch: Batch) -> FloatArray:
+        inputs: dict[str, Any] = batch.inputs(self._spec)
+        if self._spec.tied:
+            inputs["vectors"] = self._vectors(inputs["history"])
+        return self._graph({name: inputs[name] for name in self._graph.takes})
+
+    def _vectors(self, tokens: IntArray) -> FloatArray:
+        """The table's rows of the history: float32 [B, L, d], zeros where it is padded."""
+        vectors = self._table.rows(np.maximum(tokens - 1, 0))
+        if not tokens[:, 0].all():  # padding is on the left
+            vectors[tokens == 0] = 0
+        return vectors
+
+    def scores(self, batch: Batch) -> FloatArray:
+        return self._scan(self.encode(batch))
+
+    def rescore(self, batch: Batch, candidates: IntArray) -> FloatArray:
+        return self._table.rescore(self.encode(batch), np.maximum(candidates, 0))
+
+
+class RankerScorer:
+    """(Request, items) -> scores; a scan goes over the catalogue in chunks."""
+
+    def __init__(self, graph: Graph, spec: StageSpec) -> None:
+        self._graph, self._spec = graph, spec
+        self._tokens = np.arange(1, spec.n_items + 1, dtype=np.int64)[None]
+
+    def scores(self, batch: Batch) -> FloatArray:
+        width = max(1, SCAN_PAIRS // len(batch))
+        chunks = [self._tokens[:, start : start + width] for start in range(0, self._spec.n_items, width)]
+        inputs = batch.inputs(self._spec)
+        return np.concatenate([self._run(inputs, chunk.repeat(len(batch), axis=0)) for chunk in chunks], axis=1)
+
+    def rescore(self, batch: Batch, candidates: IntArray) -> FloatArray:
+        return self._run(batch.inputs(self._spec), np.maximum(candidates + 1, 1))
+
+    def _run(self, inputs: dict[str, IntArray], tokens: IntArray) -> FloatArray:
+        given = {**inputs, "items": tokens}
+        return self._graph({name: given[name] for name in self._graph.takes})
