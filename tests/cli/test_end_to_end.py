@@ -45,7 +45,7 @@ def test_the_original_was_measured_in_both_ways_and_compared_with_simple_models(
     assert {"popularity", "itemknn", "ease", "als"} <= kinds
     same = [found[name]["metrics"]["ndcg@10"] for name in ("original", "runtime(name=torch)")]
     assert same[0] == pytest.approx(same[1], abs=1e-3)
-    assert same[0] > 2 * found["simplify(kind=popularity)"]["metrics"]["ndcg@10"]
+    assert same[0] > 2 * found["simplify(popularity)"]["metrics"]["ndcg@10"]
 
 
 def test_the_bundle_opens_and_carries_its_promise(made):

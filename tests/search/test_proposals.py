@@ -113,12 +113,12 @@ def test_every_family_is_measured_once_whatever_the_budget(study):
 
     def outcome(recipe):
         slow = {"distill": 3.0, "quantize": 2.5}.get(recipe.families[0])
-        p99 = 9.0 if recipe.name == "distill(kind=sasrec)" else slow
+        p99 = 9.0 if recipe.name == "distill(sasrec)" else slow
         return (1.0, 1.0) if slow is None or len(recipe.steps) > 1 else (1.0, p99, "screened out")
 
     tried = explored(study, outcome)
     twice = {recipe.name for recipe in tried if tried.count(recipe) == 2}
-    assert twice == {"distill(kind=mlp)", "quantize()"}
+    assert twice == {"distill(mlp)", "quantize()"}
     assert max(at for at, recipe in enumerate(tried) if len(recipe.steps) == 1) < len(STEPS) + 2
     assert {family for found in study.done() for family in found.families} == {step.family for step in STEPS}
 

@@ -105,9 +105,11 @@ def test_wanted_techniques_come_in_recipe_order() -> None:
 
 def test_a_description_shows_what_is_not_default() -> None:
     assert describe(make("quantize", {})) == "quantize()"
-    assert describe(make("prune", {"axis": "ffn", "keep": 0.25})) == "prune(axis=ffn, keep=0.25)"
+    assert describe(make("prune", {"axis": "ffn", "keep": 0.25})) == "prune(ffn, keep=0.25)"
     two_stage = make("two_stage", {"retriever": "als", "options": {"steps": 3}, "candidates": 100})
-    assert describe(two_stage) == "two_stage(retriever=als, options={steps=3})"
+    assert describe(two_stage) == "two_stage(als, steps=3)"
+    student = make("distill", {"kind": "sasrec", "options": {"layers": 1, "embedding_dim": 64, "ffn": 9}, "alpha": 0.5})
+    assert describe(student) == "distill(sasrec, 1 x 64, alpha=0.5)"
 
 
 def test_nothing_is_proposed_that_does_not_fit() -> None:

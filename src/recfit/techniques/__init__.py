@@ -111,9 +111,9 @@ def applied(technique: Technique, pipeline: Pipeline, context: Context) -> Pipel
 
 
 def describe(technique: Technique) -> str:
-    """`prune(axis='layers', keep=0.5)`: the settings that differ from their defaults."""
+    """`prune(layers, keep=0.3)`, `distill(sasrec, 2 x 64)`: what has no default or differs from it."""
     shown = [
-        f"{item.name}={_short(value)}"
+        _shown(item.name, value, required=_default(item) is dataclasses.MISSING)
         for item in dataclasses.fields(technique)  # type: ignore[arg-type]
         if (value := getattr(technique, item.name)) != _default(item)
     ]
@@ -135,7 +135,9 @@ def _default(item: dataclasses.Field[Any]) -> Any:
     return item.default
 
 
-def _short(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}={part}" for key, part in value.items()) + "}"
-    return str(value)
+def _shown(name: str, value: Any, *, required: bool) -> str:
+    """A setting; of a model's options its depth and width say enough to tell candidates apart."""
+    if not isinstance(value, Mapping):
+        return str(value) if required else f"{name}={value}"
+    sizes = [str(value[key]) for key in ("layers", "embedding_dim") if key in value]
+    return " x ".join(sizes) or ", ".join(f"{key}={part}" for key, part in value.items())
