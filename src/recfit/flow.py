@@ -11,10 +11,11 @@ from recfit import config, report
 from recfit import pipeline as pipelines
 from recfit.report.assemble import assemble
 from recfit.search.bench import Bench, Say, prepare
+from recfit.search.confirm import confirmed
 from recfit.search.final import deliver
 from recfit.search.original import compared, known_or_run, measured_original, reachable
 from recfit.search.propose import proposals
-from recfit.search.select import choose, require
+from recfit.search.select import require
 from recfit.search.study import Candidate
 from recfit.techniques import Context
 
@@ -42,7 +43,7 @@ def optimize(settings: config.Settings | str | Path, say: Say = print) -> Outcom
     if reachable(bench):
         explore(bench)
     study = bench.study
-    choice = choose(study, bench.budget)
+    choice = confirmed(bench)
     if choice.chosen is not None:
         deliver(bench, choice.chosen)
     page = study.path("report.html")

@@ -71,7 +71,9 @@ def rows(ledger: bytes) -> list[dict]:
 
 
 def candidates(ledger: bytes) -> list[dict]:
-    return [row for row in rows(ledger) if row["row"] == "candidate"]
+    """What was measured; not that the choice was measured again at the end."""
+    found = [row for row in rows(ledger) if row["row"] == "candidate"]
+    return [row for row in found if "confirmed" not in row["protocol"]]
 
 
 def command(*arguments: str | Path) -> list[str]:

@@ -1,0 +1,87 @@
+"""What looked fastest is measured again beside the original; luck does not get delivered."""
+
+from types import SimpleNamespace
+
+import pytest
+from made_study import BUDGET, base_quality, done, started, step, worse
+
+from recfit.search import confirm
+from recfit.search.budget import Budget
+from recfit.search.confirm import ROUNDS, confirmed
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    """`bench(*candidates)` over a study whose original has p99 4 ms; `now` is what each bundle takes today."""
+
+    def made(*candidates, now):
+        study = started(tmp_path / "study", BUDGET)
+        for candidate, users in candidates:
+            study.add(candidate, users)
+        for id in study.candidates:
+            study.path("bundles", id).mkdir(parents=True)
+        asked = []
+
+        def latency(paths, queries, plan):
+            asked.append([path.name for path in paths])
+            return [cost(now[path.name]) for path in paths]
+
+        monkeypatch.setattr(confirm.measure, "latency", latency)
+        said = []
+        budget = Budget.of(BUDGET["limits"])
+        split = SimpleNamespace(validation=None)
+        return SimpleNamespace(study=study, budget=budget, split=split, plan=None, say=said.append), asked, said
+
+    return made
+
+
+def cost(p99):
+    metrics = {"p50_ms": p99 / 2, "p95_ms": p99 * 0.9, "p99_ms": p99, "qps": 1000 / p99}
+    return {"metrics": metrics, "intervals": {name: (value * 0.95, value * 1.05) for name, value in metrics.items()}}
+
+
+def candidate(id, p99, share=0.99):
+    return done(id, worse(base_quality(), share), p99, step("prune", axis=id))
+
+
+def test_the_lucky_one_makes_way_for_the_next(bench):
+    # The machine is twice as slow today; the lucky one would have needed 3 ms of the allowed 2 back then.
+    bench, asked, said = bench(candidate("lucky", 1.0), candidate("steady", 1.5), now={"lucky": 6, "steady": 3, "o": 8})
+    choice = confirmed(bench)
+    assert choice.chosen is not None
+    assert choice.chosen.id == "steady"
+    assert asked == [["lucky", "o"], ["steady", "o"]]
+    found = bench.study.candidates["lucky"]
+    assert found.metrics["p99_ms"] == pytest.approx(3.0)
+    assert found.metrics["qps"] == pytest.approx(1000 / 3)
+    assert found.intervals["p99_ms"] == pytest.approx((2.85, 3.15))
+    assert found.metrics["core_hours_per_million"] == pytest.approx(3 / 3.6)
+    assert found.metrics["ndcg@10"] == pytest.approx(bench.study.measured(found).users["ndcg@10"].mean())
+    assert "lucky" in said[0]
+
+
+def test_what_was_confirmed_is_not_measured_again(bench):
+    bench, asked, _ = bench(candidate("steady", 1.5), now={"steady": 1.5, "o": 4})
+    assert confirmed(bench).chosen.id == confirmed(bench).chosen.id == "steady"
+    assert asked == [["steady", "o"]]
+
+
+def test_the_original_needs_no_other_beside_it(bench):
+    bench, asked, _ = bench(candidate("bad", 1.5, share=0.2), now={})
+    bench.budget = Budget.of({"ndcg@10": "90%"})
+    assert confirmed(bench).chosen.id == "o"
+    assert asked == []
+
+
+def test_it_ends_after_some_rounds(bench):
+    many = [candidate(f"c{n}", 1.0 + n / 100) for n in range(ROUNDS + 3)]
+    bench, asked, _ = bench(*many, now={"o": 4} | {found.id: 100 for found, _ in many})
+    choice = confirmed(bench)
+    assert len(asked) == ROUNDS
+    assert choice.chosen.id == f"c{ROUNDS}"
+
+
+def test_nothing_feasible_stays_so(bench):
+    bench, asked, _ = bench(candidate("slow", 9.0), now={})
+    assert confirmed(bench).chosen is None
+    assert asked == []
