@@ -2,7 +2,7 @@
 
 A format's file offers
 
-* `Config`: a frozen dataclass of its settings;
+* `Config`: a frozen dataclass of its settings, `dim` among them;
 * `write(vectors, directory, config)`: stores `vectors` (float32 [n_items, dim], row order) in `directory`, or
   refuses with `Unsupported` what it cannot hold;
 * `open_table(directory, config, threads) -> Table`.

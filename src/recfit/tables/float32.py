@@ -20,7 +20,7 @@ def write(vectors: FloatArray, directory: Path, config: Config) -> None:
     from onnx import helper
 
     gemm = helper.make_node("Gemm", ["query", "rows"], ["scores"], transB=1)
-    _scan.write_graph(directory, [gemm], np.ascontiguousarray(vectors, dtype=np.float32))
+    _scan.write_graph(directory, [gemm], config.dim, {"rows": np.ascontiguousarray(vectors, dtype=np.float32)})
 
 
 def open_table(directory: Path, config: Config, threads: int) -> Float32:
@@ -29,7 +29,7 @@ def open_table(directory: Path, config: Config, threads: int) -> Float32:
 
 class Float32:
     def __init__(self, directory: Path, config: Config, threads: int) -> None:
-        self._rows = _scan.open_rows(directory, np.float32, config.dim)
+        self._rows = _scan.open_array(directory, "rows", np.float32, config.dim)
         self.scores = _scan.Scan(directory, threads)
 
     def rows(self, items: IntArray) -> FloatArray:

@@ -17,8 +17,6 @@ import numpy as np
 from recfit.tables import _scan
 from recfit.types import FloatArray, IntArray
 
-SCALES = "scales.npy"
-
 
 @dataclass(frozen=True)
 class Config:
@@ -26,21 +24,16 @@ class Config:
 
 
 def write(vectors: FloatArray, directory: Path, config: Config) -> None:
-    from onnx import numpy_helper
-
     peaks = np.abs(vectors).max(axis=1)
     scales = np.where(peaks > 0, peaks / 127, 1.0).astype(np.float32)
     rows = np.rint(vectors / scales[:, None]).clip(-127, 127).astype(np.int8)
     constants = {
-        "scales": scales,
         "zeros": np.zeros(len(rows), np.int8),
         "step": np.float32(1 / 63),
         "middle": np.uint8(64),
         "smallest": np.float32(1e-30),
     }
-    extra = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
-    _scan.write_graph(directory, _nodes(), rows, extra)
-    np.save(directory / SCALES, scales)
+    _scan.write_graph(directory, _nodes(), config.dim, {"rows": rows, "scales": scales}, constants)
 
 
 def _nodes() -> Sequence[Any]:
@@ -65,8 +58,8 @@ def open_table(directory: Path, config: Config, threads: int) -> Int8:
 
 class Int8:
     def __init__(self, directory: Path, config: Config, threads: int) -> None:
-        self._rows = _scan.open_rows(directory, np.int8, config.dim)
-        self._scales: FloatArray = np.load(directory / SCALES)
+        self._rows = _scan.open_array(directory, "rows", np.int8, config.dim)
+        self._scales: FloatArray = _scan.open_array(directory, "scales", np.float32)
         self.scores = _scan.Scan(directory, threads)
 
     def rows(self, items: IntArray) -> FloatArray:
