@@ -120,21 +120,6 @@ def _seeded() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def test_only_recent_events_are_learned_from() -> None:
-    events = Interactions(
-        "t",
-        np.array([0] * 5 + [1] * 2, np.int32),
-        np.arange(7, dtype=np.int32),
-        np.ones(7, np.float32),
-        np.arange(7.0),
-        ("a", "b"),
-        tuple("abcdefg"),
-    )
-    sequences = Sequences.of(events, recent=3)
-    batches = list(examples(sequences, sequences.chosen(1.0, 0), 9, 8, _seeded()))
-    assert sorted(tuple(row[row > 0].tolist()) for row in batches[0].window) == [(3, 4), (3, 4, 5), (6, 7)]
-
-
 def test_examples_are_every_event_with_what_came_before(sequences: Sequences) -> None:
     generator = torch.Generator().manual_seed(0)
     batches = list(examples(sequences, sequences.chosen(1.0, 0), 3, 4, generator))

@@ -77,7 +77,7 @@ class _Loop:
     ) -> None:
         check_trainable(model)
         self.model, self.module, self.settings, self.checkpoint = model, as_module(model), settings, checkpoint
-        self.sequences = Sequences.of(split.train, settings.recent)
+        self.sequences = Sequences.of(split.train)
         self.users = self.sequences.chosen(settings.data_fraction, settings.seed)
         if not len(self.users):
             raise DataError("no user has two events to learn from; give longer histories")

@@ -42,12 +42,10 @@ class Sequences:
     stop: Tensor
 
     @classmethod
-    def of(cls, events: Interactions, recent: int = 0) -> Sequences:
-        """The sequences of all users, or only their `recent` newest events."""
+    def of(cls, events: Interactions) -> Sequences:
         histories = events.histories()
-        start, stop = (torch.from_numpy(bounds) for bounds in (histories.indptr[:-1], histories.indptr[1:]))
-        newest = torch.maximum(start, stop - recent) if recent else start
-        return cls(torch.from_numpy(histories.values).long() + 1, newest, stop)
+        bounds = torch.from_numpy(histories.indptr)
+        return cls(torch.from_numpy(histories.values).long() + 1, bounds[:-1], bounds[1:])
 
     def windows(self, users: Tensor, ends: Tensor, length: int) -> Tensor:
         """Up to `length` tokens before position `ends` of each user, left-padded, [B, length]."""
