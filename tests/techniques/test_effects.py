@@ -14,6 +14,7 @@ from recfit.models import Solved
 from recfit.pipeline import Pipeline, Stage
 from recfit.techniques import Context, make
 from recfit.training import Fit, evaluate
+from recfit.types import Unsupported
 
 SASREC, ALS, NEUMF = (toys.original(kind) for kind in ("sasrec", "als", "neumf"))
 
@@ -37,7 +38,59 @@ def test_pruning_keeps_the_most_important_units() -> None:
     out = make("prune", {"axis": "ffn", "keep": 0.25, "epochs": 0}).apply(SASREC, context_of(SASREC))
     before, after = (pipeline.main.model.importance("ffn") for pipeline in (SASREC, out))
     assert out.main.model.axes()["ffn"] == 6
-    torch.testing.assert_close(after, before.sort(descending=True).values[:6])
+    torch.testing.assert_close(after.sort().values, before.sort().values[:, -6:])
+
+
+def _cut(by: str, pipeline: Pipeline = SASREC) -> Any:
+    out = make("prune", {"axis": "ffn", "by": by, "epochs": 0}).apply(pipeline, context_of(pipeline))
+    return out.main.model
+
+
+def _with_idle_units() -> tuple[Pipeline, Any]:
+    """The original with two large ffn units in its first layer that are read by nobody."""
+    model: Any = models.rebuilt(SASREC.main.model, SASREC.main.model.config)
+    model.load_state_dict(models.as_module(SASREC.main.model).state_dict())
+    with torch.no_grad():
+        for block in model.blocks:
+            block.up.weight[:2] = 5.0
+            block.down.weight[:, :2] = 0.0
+    return Pipeline(Stage(model.eval())), model
+
+
+def test_taylor_sees_that_a_large_unit_does_nothing() -> None:
+    pipeline, model = _with_idle_units()
+    kept = {by: bool((_cut(by, pipeline).blocks[0].up.weight == 5.0).any()) for by in ("l2", "l1", "taylor")}
+    assert kept == {"l2": True, "l1": True, "taylor": False}
+    assert all(weight.grad is None for weight in model.parameters()), "the original is left alone"
+
+
+def test_l1_counts_sizes_not_squares() -> None:
+    pipeline, model = _with_idle_units()
+    with torch.no_grad():  # one large number against many middling ones
+        for block in model.blocks:
+            block.up.weight[:] = 0.0
+            block.down.weight[:] = 0.0
+            block.up.weight[0, 0] = 2.0
+            block.up.weight[1:] = 0.3
+            block.up.weight[13:] = 0.0
+    largest = {by: float(_cut(by, pipeline).blocks[0].up.weight.detach().max()) for by in ("l2", "l1")}
+    assert largest["l2"] == pytest.approx(2.0)
+    assert largest["l1"] == pytest.approx(0.3)
+
+
+def test_random_pruning_is_the_same_for_a_seed_and_not_by_size() -> None:
+    torch.manual_seed(0)
+    first = _cut("random").blocks[0].up.weight
+    torch.manual_seed(0)
+    assert torch.equal(_cut("random").blocks[0].up.weight, first)
+    assert not torch.equal(_cut("l2").blocks[0].up.weight, first)
+    torch.manual_seed(1)
+    assert not torch.equal(_cut("random").blocks[0].up.weight, first)
+
+
+def test_a_solved_model_has_no_taylor_expansion() -> None:
+    with pytest.raises(Unsupported, match="als is solved in closed form and has no loss to expand; use by='l2'"):
+        make("prune", {"axis": "embedding_dim", "by": "taylor"}).apply(ALS, context_of(ALS))
 
 
 def test_fine_tuning_uses_its_own_settings_and_the_original(monkeypatch: pytest.MonkeyPatch) -> None:

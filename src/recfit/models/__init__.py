@@ -69,11 +69,13 @@ class Model(Protocol):
         ...
 
     def importance(self, axis: str) -> Tensor:
-        """One non-negative number for each unit of `axis` (L2 norm of the weights that belong to it), float [size]."""
+        """One non-negative number for each unit of `axis`, float [size], or [layers, size] where every layer has units of
+        its own: the root of the sum of squares of the weights that belong to it."""
         ...
 
     def shrink(self, axis: str, keep: Tensor) -> Model:
-        """A new, really smaller model: `keep` are the unit indices (int64, ascending) of `axis` that stay."""
+        """A new, really smaller model: `keep` are the unit indices (int64, ascending) of `axis` that stay, [k], or
+        [layers, k] where every layer has units of its own."""
         ...
 
 

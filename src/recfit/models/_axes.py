@@ -19,9 +19,9 @@ def check_keep(model: Model, axis: str, keep: Tensor) -> None:
     if axis not in model.axes():
         raise no_axis(model, axis)
     size = model.axes()[axis]
-    units = keep.tolist()
-    if not units or units != sorted(set(units)) or units[0] < 0 or units[-1] >= size:
-        raise ConfigError(f"keep = {units} of {model.kind}.{axis}; give ascending units out of 0 to {size - 1}")
+    for units in (keep if keep.ndim > 1 else keep[None]).tolist():
+        if not units or units != sorted(set(units)) or units[0] < 0 or units[-1] >= size:
+            raise ConfigError(f"keep = {units} of {model.kind}.{axis}; give ascending units out of 0 to {size - 1}")
 
 
 def newest_kept(model: Model, keep: Tensor) -> int:
@@ -36,6 +36,6 @@ def recency(length: int) -> Tensor:
     return 1.0 / torch.arange(1, length + 1)
 
 
-def strongest_first(strengths: Tensor) -> Tensor:
-    """Unit indices of each layer by falling strength, [layers, units]."""
-    return strengths.argsort(dim=1, descending=True, stable=True)
+def strongest(model: Model, axis: str, count: int) -> Tensor:
+    """The `count` most important units of `axis`, of every layer where each has its own: what `shrink` takes as `keep`."""
+    return torch.topk(model.importance(axis), count).indices.sort().values

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recfit.models import Catalogue, Model, rebuilt
-from recfit.models._axes import check_keep, newest_kept, no_axis, recency, strongest_first
+from recfit.models._axes import check_keep, newest_kept, no_axis, recency
 from recfit.models._kernels import MASKED, attend, rms_norm
 from recfit.models._layers import Dropout, ItemTable, check_features, selector
 from recfit.models._options import check_ranges
@@ -181,22 +181,17 @@ class SasRec(nn.Module):
 
     @torch.no_grad()
     def importance(self, axis: str) -> Tensor:
-        """Heads and ffn units are counted by rank: unit j is the j-th strongest of every layer."""
         blocks: list[Block] = list(self.blocks)  # type: ignore[arg-type]
         if axis == "layers":
             return torch.stack([block.stream_strengths().sum().sqrt() for block in blocks])
         if axis in ("heads", "ffn"):
-            ranked = self._strengths(axis).sort(dim=1, descending=True).values
-            return ranked.square().sum(0).sqrt()
+            return torch.stack([getattr(block, f"{axis.removesuffix('s')}_strengths")() for block in blocks])
         if axis == "embedding_dim":
             table = self.items.vectors().square().sum(0)
             return (table + torch.stack([block.stream_strengths() for block in blocks]).sum(0)).sqrt()
         if axis == "history_length":
             return recency(self.config.max_history)
         raise no_axis(self, axis)
-
-    def _strengths(self, axis: str) -> Tensor:
-        return torch.stack([getattr(block, f"{axis.removesuffix('s')}_strengths")() for block in self.blocks])
 
     @torch.no_grad()
     def shrink(self, axis: str, keep: Tensor) -> Model:
@@ -209,18 +204,14 @@ class SasRec(nn.Module):
         if axis == "layers":
             small, layers = replace(small, layers=len(keep)), keep
         elif axis == "heads":
-            small, heads = replace(small, heads=len(keep)), self._ranked(axis, keep)
+            small, heads = replace(small, heads=keep.shape[-1]), keep.expand(config.layers, -1)
         elif axis == "ffn":
-            small, ffn = replace(small, ffn=len(keep)), self._ranked(axis, keep)
+            small, ffn = replace(small, ffn=keep.shape[-1]), keep.expand(config.layers, -1)
         elif axis == "embedding_dim":
             small, change = replace(small, embedding_dim=len(keep)), selector(keep, config.embedding_dim)
         else:
             small = replace(small, max_history=newest_kept(self, keep))
         return self._taken(small, layers, heads, ffn, change)
-
-    def _ranked(self, axis: str, keep: Tensor) -> Tensor:
-        """The units of each layer whose ranks are in `keep`, ascending, [layers, len(keep)]."""
-        return strongest_first(self._strengths(axis))[:, keep].sort(dim=1).values
 
     @torch.no_grad()
     def rotated(self, basis: Tensor) -> Model:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from recfit.models import Causal, Encoder, Model, Rotatable, as_module, is_identity
+from recfit.models._axes import strongest
 from recfit.models._layers import ItemTable
 from recfit.types import Split
 
@@ -22,7 +23,7 @@ def cut(model: Model, axis: str, size: int, split: Split) -> Model:
         return model.rotated(principal_axes(model, split)).shrink(axis, torch.arange(size))
     if axis == "history_length":
         return model.shrink(axis, torch.arange(size))
-    return model.shrink(axis, torch.topk(model.importance(axis), size).indices.sort().values)
+    return model.shrink(axis, strongest(model, axis, size))
 
 
 def principal_axes(model: Model, split: Split) -> Tensor:

@@ -1,24 +1,45 @@
 """Structured pruning: the least important units of an axis leave, the model really shrinks, and a short fine-tuning
-on a share of the data repairs what it can (magnitude importance: Han et al., arXiv 1506.02626)."""
+on a share of the data repairs what it can (magnitudes: Han et al., arXiv 1506.02626; first-order Taylor expansion of the
+loss: Molchanov et al., arXiv 1906.10771)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
-from recfit.models._options import check_ranges
+from recfit.models import Model, Solved, as_module, rebuilt
+from recfit.models._axes import strongest
+from recfit.models._options import check_choice, check_ranges
 from recfit.pipeline import Pipeline
 from recfit.techniques import Context
 from recfit.techniques._shrink import fine_tuned, size_of
+from recfit.training import gradients
 from recfit.types import Unsupported
+
+CALIBRATION = 8  # batches whose gradients count
+# What takes the place of a weight (its gradient is None where it takes no part), so that the sum of squares that every
+# family's importance is made of becomes the sum that is wanted.
+WEIGHED: Mapping[str, Callable[[Tensor, Tensor | None], Tensor]] = {
+    "l2": lambda weight, gradient: weight,
+    "l1": lambda weight, gradient: weight.abs().sqrt(),
+    "taylor": lambda weight, gradient: (
+        torch.zeros_like(weight) if gradient is None else (weight * gradient).abs().sqrt()
+    ),
+    "random": lambda weight, gradient: torch.rand(weight.shape),
+}
 
 
 @dataclass(frozen=True)
 class Technique:
-    """Keep the share `keep` of the most important units of `axis`, then fine-tune on `data_fraction` of the users."""
+    """Keep the share `keep` of the most important units of `axis`, then fine-tune on `data_fraction` of the users.
+
+    A unit counts `by` the sum over its weights w of w^2 (`l2`), |w| (`l1`), |w * gradient of the loss| (`taylor`), or by
+    chance (`random`, the control that any other has to beat).
+    """
 
     family: ClassVar[str] = "prune"
     order: ClassVar[int] = 20
@@ -26,11 +47,13 @@ class Technique:
 
     axis: str
     keep: float = 0.5
+    by: str = "l2"
     epochs: int = 20
     data_fraction: float = 1.0
     learning_rate: float = 1e-3
 
     def __post_init__(self) -> None:
+        check_choice("technique.prune.by", self.by, tuple(WEIGHED))
         check_ranges("technique.prune", self, keep=(1e-6, 1), epochs=(0, 1e6), data_fraction=(1e-6, 1))
 
     def apply(self, pipeline: Pipeline, context: Context) -> Pipeline:
@@ -41,11 +64,28 @@ class Technique:
             raise Unsupported(
                 f"keep={self.keep} of {size} {self.axis} removes nothing; pass keep < {1 - 0.5 / size:.2f}"
             )
-        best = torch.topk(model.importance(self.axis), count).indices.sort().values
-        return fine_tuned(pipeline, model.shrink(self.axis, best), context, self)
+        judged = model if self.by == "l2" else _weighed(model, self.by, context)
+        best = model.shrink(self.axis, strongest(judged, self.axis, count))
+        return fine_tuned(pipeline, best, context, self)
 
     @classmethod
     def variants(cls, context: Context) -> Sequence[Technique]:
         axes = context.original.main.model.axes()
         wanted = [(axis, 0.5) for axis in ("ffn", "layers", "heads", "hidden") if axes.get(axis, 1) > 1]
         return [cls(axis, keep) for axis, keep in wanted]
+
+
+def _weighed(model: Model, by: str, context: Context) -> Model:
+    """A copy of `model` whose weights were replaced by what `WEIGHED[by]` makes of them."""
+    copy = rebuilt(model, model.config)
+    as_module(copy).load_state_dict(as_module(model).state_dict())
+    found: Mapping[str, Tensor] = {}
+    if by == "taylor" and not context.structure_only:
+        if isinstance(copy, Solved):
+            raise Unsupported(f"{model.kind} is solved in closed form and has no loss to expand; use by='l2'")
+        found = gradients(copy, context.split, context.fit, CALIBRATION)
+    with torch.no_grad():
+        for name, values in as_module(copy).state_dict().items():
+            if values.is_floating_point():
+                values.copy_(WEIGHED[by](values, found.get(name)))
+    return copy

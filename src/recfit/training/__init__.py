@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -29,7 +30,7 @@ from recfit.training.settings import Distill, Epoch, Fit, Trained
 from recfit.training.steps import Step, check_trainable, longest_window
 from recfit.types import DataError, IntArray, Queries, Split
 
-__all__ = ["Distill", "Epoch", "Fit", "Trained", "evaluate", "inputs_for", "train"]
+__all__ = ["Distill", "Epoch", "Fit", "Trained", "evaluate", "gradients", "inputs_for", "train"]
 
 VALIDATION_QUERIES = 2000
 MAX_NORM = 5.0
@@ -61,6 +62,19 @@ def train(
     as_module(model).eval()
     precision = "fp32" if settings.dtype() == torch.float32 else "bf16"
     return Trained(done.epochs, done.best, done.epochs[done.best].ndcg, time.monotonic() - start, precision)
+
+
+def gradients(model: Model, split: Split, settings: Fit, batches: int) -> dict[str, Tensor]:
+    """Gradients of the training loss by weight name, summed over the first `batches` batches of an epoch, no dropout."""
+    with _quiet(settings):
+        loop = _Loop(model, split, settings, None, None, progress=False)
+        loop.module.eval()
+        torch.manual_seed(settings.seed)
+        for batch in islice(loop.batches(0), batches):
+            loop.step(batch).backward()  # type: ignore[no-untyped-call]
+    found = {name: weight.grad for name, weight in loop.module.named_parameters() if weight.grad is not None}
+    loop.module.zero_grad(set_to_none=True)
+    return found
 
 
 class _Loop:
@@ -132,7 +146,7 @@ class _Loop:
         """One pass over the data; the mean loss."""
         torch.manual_seed(self.settings.seed * 1_000_003 + epoch)
         self.module.train()
-        batches = list(self._batches(epoch))
+        batches = list(self.batches(epoch))
         self.bar.total = len(batches) * self.settings.epochs
         self.bar.update(len(batches) * epoch - self.bar.n)
         shown = f"{done.epochs[-1].ndcg:.4f} (best {done.epochs[done.best].ndcg:.4f})" if done.epochs else "-"
@@ -144,7 +158,7 @@ class _Loop:
             self.bar.set_postfix_str(f"epoch {epoch + 1}, loss {loss:.3f}, ndcg@10 {shown}", refresh=False)
         return total / len(batches)
 
-    def _batches(self, epoch: int) -> Iterator[Batch]:
+    def batches(self, epoch: int) -> Iterator[Batch]:
         generator = torch.Generator().manual_seed(self.settings.seed * 7_368_787 + epoch)
         size = self.settings.batch_size
         if isinstance(self.model, Causal):
