@@ -13,7 +13,7 @@ from recfit.report.assemble import assemble
 from recfit.search.bench import Bench, Say, prepare
 from recfit.search.confirm import confirmed
 from recfit.search.final import deliver
-from recfit.search.original import compared, known_or_run, measured_original, reachable
+from recfit.search.original import compared, known_or_run, measured_original, reachable, yardsticks
 from recfit.search.propose import proposals
 from recfit.search.select import require
 from recfit.search.study import Candidate
@@ -57,8 +57,11 @@ def explore(bench: Bench) -> None:
     search, study = bench.settings.search, bench.study
     context = Context(bench.split, pipelines.load(bench.workshop.original), bench.workshop.fit)
 
+    before = bench.minutes_of(yardsticks(bench))
+    minutes = max(search.max_minutes - before, 1e-9)
+
     def spent() -> float:
-        return max(len(study.candidates) / search.max_candidates, bench.minutes_spent / search.max_minutes)
+        return max(len(study.candidates) / search.max_candidates, (bench.minutes_spent - before) / minutes)
 
     for proposal in proposals(study, bench.budget, context, search.techniques, spent):
         if spent() >= 1:

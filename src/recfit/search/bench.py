@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,12 @@ class Bench:
     @property
     def minutes_spent(self) -> float:
         """What the candidates of the study took so far, over all runs."""
-        return sum(sum(found.seconds.values()) for found in self.study.candidates.values()) / 60
+        return self.minutes_of(self.study.candidates)
+
+    def minutes_of(self, ids: Iterable[str]) -> float:
+        """What these candidates took, those among them that the study knows."""
+        known = self.study.candidates
+        return sum(sum(known[id].seconds.values()) for id in ids if id in known) / 60
 
     def gates(self) -> Gates:
         """The gates, with the time that is left of `[search] max_minutes` (one minute at least)."""

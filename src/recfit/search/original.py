@@ -46,10 +46,7 @@ def measured_original(bench: Bench) -> None:
         begin = time.monotonic()
         isolated(make_original, settings, bench.workshop, memory_gb=settings.search.memory_gb, seconds=TRAINING_SECONDS)
         study.note(original_seconds=round(time.monotonic() - begin, 1))
-    threads = settings.search.serve_threads
-    reference = Recipe(() if threads == 1 else (make("runtime", {"threads": threads}),))
-    eager = Recipe((make("runtime", {"name": "torch", "threads": threads}),))
-    for key, recipe in (("original", reference), ("eager", eager)):
+    for key, recipe in originals(settings.search.serve_threads).items():
         if recipe.id in study.candidates and study.candidates[recipe.id].status != "done":
             del study.candidates[recipe.id]  # nothing goes without it, so it is tried again
         found = known_or_run(bench, recipe, gated=False)
@@ -58,6 +55,29 @@ def measured_original(bench: Bench) -> None:
         study.note(**{key: recipe.id})
     base = study.measured(study.candidates[study.facts["original"]])
     bench.budget.verdicts(base, base)  # a metric that this study did not measure is refused now
+
+
+def originals(threads: int) -> dict[str, Recipe]:
+    """The original as a bundle (B) and as it is run today (A)."""
+    reference = Recipe(() if threads == 1 else (make("runtime", {"threads": threads}),))
+    return {"original": reference, "eager": Recipe((make("runtime", {"name": "torch", "threads": threads}),))}
+
+
+def simple(n_items: int) -> list[Recipe]:
+    """The models that any original must beat."""
+    return [Recipe((step,)) for step in baselines(n_items)]
+
+
+def floor() -> list[Recipe]:
+    """What the engine itself takes: popularity, and popularity from precomputed lists."""
+    popular = make("simplify", {"kind": "popularity"})
+    return [Recipe((popular,)), Recipe((popular, make("cache", {"share": 1.0})))]
+
+
+def yardsticks(bench: Bench) -> list[str]:
+    """The ids of what every study measures before it searches."""
+    recipes = [*originals(bench.settings.search.serve_threads).values(), *simple(bench.split.n_items), *floor()]
+    return list(dict.fromkeys(recipe.id for recipe in recipes))
 
 
 def known_or_run(bench: Bench, recipe: Recipe, *, gated: bool = True) -> Candidate:
@@ -73,7 +93,7 @@ def known_or_run(bench: Bench, recipe: Recipe, *, gated: bool = True) -> Candida
 
 def compared(bench: Bench) -> None:
     """Measure the simple models, whatever the budget, and say first of all if the original loses to one of them."""
-    found = [known_or_run(bench, Recipe((step,)), gated=False) for step in baselines(bench.split.n_items)]
+    found = [known_or_run(bench, recipe, gated=False) for recipe in simple(bench.split.n_items)]
     metric = bench.budget.quality_metric
     base = bench.study.measured(bench.study.candidates[bench.study.facts["original"]])
     for candidate in found:
@@ -88,13 +108,8 @@ def compared(bench: Bench) -> None:
 
 
 def reachable(bench: Bench) -> bool:
-    """Say for every limit what the least and the original need; False if a limit is below what any bundle needs here.
-
-    The least is what the engine itself takes: popularity, and popularity from precomputed lists.
-    """
-    popular = make("simplify", {"kind": "popularity"})
-    recipes = [Recipe((popular,)), Recipe((popular, make("cache", {"share": 1.0})))]
-    found = [known_or_run(bench, recipe) for recipe in recipes]
+    """Say for every limit what the least and the original need; False if a limit is below what any bundle needs here."""
+    found = [known_or_run(bench, recipe, gated=False) for recipe in floor()]
     base = bench.study.measured(bench.study.candidates[bench.study.facts["original"]])
     possible = True
     for limit in bench.budget.limits:
