@@ -14,7 +14,7 @@ from recfit.search.study import Candidate, Study
 from recfit.techniques import Context, Technique, available
 
 # The share of the search that goes to single techniques.
-SINGLES_SHARE = 0.6
+SINGLES_SHARE = 0.4
 REFUSALS = 2
 
 
