@@ -13,12 +13,17 @@ from typing import Any
 HERE = Path(__file__).parent
 STUDY = HERE.parent / "demo" / "study"
 RECFIT = [sys.executable, "-m", "recfit.cli"]
+INFEASIBLE = 3  # the exit code of an optimize that no candidate satisfies
 
 
 def run(*arguments: str) -> None:
-    """Show a command and run it."""
+    """Show a command and run it; where it fails, it has said why, and the demo ends with its exit code."""
     print(f"\n$ recfit {' '.join(arguments)}", flush=True)
-    subprocess.run([*RECFIT, *arguments], check=True)
+    code = subprocess.run([*RECFIT, *arguments]).returncode
+    if code == INFEASIBLE:
+        print("\nNo bundle, so nothing to serve. Loosen examples/demo.toml and run it again: the study is kept.")
+    if code:
+        sys.exit(code)
 
 
 def ask(url: str, body: dict[str, Any]) -> Any:
