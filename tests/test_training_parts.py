@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from recfit import models
 from recfit.models import Catalogue
 from recfit.training import evaluate, losses
-from recfit.training.batches import Batch, Sequences, crops, examples
+from recfit.training.batches import Batch, Draw, Sequences, crops, examples
 from recfit.training.losses import Soft, candidate_loss, catalogue_loss, divergence, sampled_loss
 from recfit.types import Interactions, Queries, Ragged
 
@@ -95,7 +95,7 @@ def test_crops_are_runs_of_the_users_own_events(sequences: Sequences) -> None:
     places: set[int] = set()
     for seed in range(40):
         generator = torch.Generator().manual_seed(seed)
-        batches = list(crops(sequences, sequences.chosen(1.0, 0), 4, 2, generator))
+        batches = list(crops(sequences, sequences.chosen(1.0, 0), Draw(4, 2, generator)))
         assert sum(len(batch) for batch in batches) == 2
         for user, window in zip(batches[0].user.tolist(), batches[0].window, strict=True):
             run = window[window > 0].tolist()
@@ -108,11 +108,11 @@ def test_crops_are_runs_of_the_users_own_events(sequences: Sequences) -> None:
 
 
 def test_reversed_crops_are_the_same_runs_backwards(sequences: Sequences) -> None:
-    batches = [next(iter(crops(sequences, torch.tensor([0, 2]), 4, 2, _seeded(), share))) for share in (0.0, 1.0)]
+    batches = [next(iter(crops(sequences, torch.tensor([0, 2]), Draw(4, 2, _seeded()), share))) for share in (0.0, 1.0)]
     for forward, backward in zip(batches[0].window, batches[1].window, strict=True):
         run = forward[forward > 0]
         assert backward.tolist() == [0] * (len(forward) - len(run)) + run.flip(0).tolist()
-    mixed = next(iter(crops(sequences, torch.zeros(200, dtype=torch.long), 4, 200, _seeded(), 0.25))).window
+    mixed = next(iter(crops(sequences, torch.zeros(200, dtype=torch.long), Draw(4, 200, _seeded()), 0.25))).window
     assert 0.1 < float((mixed[:, 0] > mixed[:, 1]).float().mean()) < 0.4
 
 
@@ -122,7 +122,7 @@ def _seeded() -> torch.Generator:
 
 def test_examples_are_every_event_with_what_came_before(sequences: Sequences) -> None:
     generator = torch.Generator().manual_seed(0)
-    batches = list(examples(sequences, sequences.chosen(1.0, 0), 3, 4, generator))
+    batches = list(examples(sequences, sequences.chosen(1.0, 0), Draw(3, 4, generator)))
     found = {
         (int(user), tuple(window.tolist()))
         for batch in batches
@@ -130,8 +130,20 @@ def test_examples_are_every_event_with_what_came_before(sequences: Sequences) ->
     }
     assert len(found) == 11
     assert {(3, (0, 0, 12, 13)), (3, (0, 12, 13, 14)), (1, (0, 0, 1, 2)), (1, (7, 8, 9, 10))} <= found
-    users_only: list[Batch] = list(examples(sequences, sequences.chosen(1.0, 0), 0, 4, generator))
+    users_only: list[Batch] = list(examples(sequences, sequences.chosen(1.0, 0), Draw(0, 4, generator)))
     assert sorted(int(t) for batch in users_only for t in batch.target) == [*range(1, 11), 12, 13, 14]
+
+
+def test_an_epoch_of_half_the_examples_draws_new_ones_each_time(sequences: Sequences) -> None:
+    users, generator = sequences.chosen(1.0, 0), _seeded()
+    drawn = []
+    for _ in range(20):
+        batches = list(examples(sequences, users, Draw(3, 4, generator, share=0.5)))
+        assert sum(len(batch) for batch in batches) == round(0.5 * 11)
+        drawn += [tuple(window.tolist()) for batch in batches for window in batch.window]
+    assert len(set(drawn)) == 11
+    one_user = [len(batch) for batch in crops(sequences, users, Draw(4, 2, generator, share=0.5))]
+    assert one_user == [1]
 
 
 def test_metrics_by_hand() -> None:

@@ -61,7 +61,7 @@ def export(pipeline: Pipeline, around: Surroundings, directory: Path, *, name: s
     draft = directory.with_name(f"{directory.name}.part")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
-    stages = {key: asdict(_write_stage(stage, draft / key, pipeline)) for key, stage in pipeline.stages.items()}
+    stages = {key: asdict(_write_stage(key, draft / key, pipeline)) for key in pipeline.stages}
     _write_surroundings(around, draft)
     plan = {"rank": None, **stages, "candidates": pipeline.candidates, "threads": pipeline.runtime.threads}
     manifest = {
@@ -97,27 +97,29 @@ def _check_sizes(model: Model, around: Surroundings) -> None:
             raise ConfigError(f"{model.kind} was built for {known} {what}, the data has {given}; train it on this data")
 
 
-def _write_stage(stage: Stage, directory: Path, pipeline: Pipeline) -> StageSpec:
+def _write_stage(name: str, directory: Path, pipeline: Pipeline) -> StageSpec:
     directory.mkdir()
-    model = stage.model
+    stage = pipeline.stages[name]
+    model, runtime = stage.model, find("runtimes", pipeline.runtime.name)
+    if name == "rank":
+        runtime = find("runtimes", getattr(runtime, "RESCORER", pipeline.runtime.name))
     spec = StageSpec(
         kind=stage.kind,
-        runtime=pipeline.runtime.name,
+        runtime=runtime.__name__.rsplit(".", 1)[1],
         inputs=model.inputs,
         n_items=model.catalogue.n_items,
         max_history=model.max_history,
         options=dict(pipeline.runtime.options),
     )
-    if pipeline.runtime.name == "torch":
+    if spec.runtime == "torch":
         models.save(model, directory / "model")
         return spec
     _write_graph(stage, directory / "model.onnx")
-    if convert := getattr(find("runtimes", pipeline.runtime.name), "convert", None):
-        convert(directory / "model.onnx")
-    if stage.kind == "ranker":
-        return spec
-    table = _write_table(stage, directory / "table")
-    return replace(spec, tied=isinstance(model, Tied), table=table)
+    if stage.kind == "encoder":
+        spec = replace(spec, tied=isinstance(model, Tied), table=_write_table(stage, directory / "table"))
+    if convert := getattr(runtime, "convert", None):
+        convert(directory, spec)
+    return spec
 
 
 def _write_table(stage: Stage, directory: Path) -> dict[str, Any]:

@@ -85,7 +85,9 @@ def test_rescoring_agrees_with_the_scan(opened: tuple[Pipeline, Engine]) -> None
     batch = Batch(np.array([5, 10]), [np.array([3], np.int32), np.array([8, 1, 2], np.int32)], codes)
     candidates = np.array([[5, 0, 39, -1], [2, 1, -1, -1]])
     scorer = engine._retrieve
-    wanted = np.take_along_axis(scorer.scores(batch), np.maximum(candidates, 0), axis=1)
+    every = scorer.top(batch, len(toys.around().item_ids), [np.empty(0, np.int32)] * 2)
+    scores = [values[np.argsort(rows)] for rows, values in every]
+    wanted = np.take_along_axis(np.array(scores), np.maximum(candidates, 0), axis=1)
     again = scorer.rescore(batch, candidates)
     real = candidates >= 0
     np.testing.assert_allclose(again[real], wanted[real], rtol=1e-4, atol=1e-5)

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recfit.engine.topk import top_k
 from recfit.registry import find, names
 from recfit.tables import Table
+from recfit.topk import top_k
 from recfit.types import FloatArray, Unsupported
 
 FORMATS = names("tables")

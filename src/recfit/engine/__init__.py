@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from recfit import bundle as bundles
-from recfit.engine.topk import first, mask, top_k
 from recfit.registry import find
-from recfit.runtimes import Batch, Scorer, StageSpec
+from recfit.runtimes import Batch, Rescorer, Scorer, StageSpec
+from recfit.topk import Found, first, top_k
 from recfit.types import BundleError, ConfigError, FloatArray, IntArray, Recommendation, Request, Rows
 
 _NONE = np.empty(0, np.int32)
@@ -35,8 +35,8 @@ class Engine:
         self._user_rows = {user: row for row, user in enumerate(bundle.user_ids)}
         self._item_rows = {item: row for row, item in enumerate(bundle.item_ids)}
         stages = bundle.stages
-        scorers = {name: _opened(bundle, name, spec) for name, spec in stages.items()}
-        self._retrieve, self._rank = scorers["retrieve"], scorers.get("rank")
+        self._retrieve: Scorer = _opened(bundle, "retrieve")
+        self._rank: Rescorer | None = _opened(bundle, "rank") if "rank" in stages else None
         self._reads_history = "history" in stages["retrieve"].inputs
         self._codes = _feature_codes(bundle, stages)
         self._cache_ends = 0.0 if bundle.cache is None else _created(bundle) + bundle.cache.ttl_seconds
@@ -106,20 +106,21 @@ class Engine:
         if not asked:
             return []
         batch = self._batch(asked)
-        scores = self._retrieve.scores(batch)
-        for line, one in zip(scores, asked, strict=True):
-            mask(line, one.history, one.excluded)
-        found = [top_k(line, k) for line in scores] if self._rank is None else self._ranked(batch, scores, k)
-        return [self._answer(rows, best, "model") for rows, best in found]
+        gone = [np.concatenate((one.history, one.excluded)) if len(one.excluded) else one.history for one in asked]
+        if self._rank is None:
+            found = self._retrieve.top(batch, k, gone)
+        else:
+            width = min(max(self.bundle.candidates, k), self.bundle.n_items)
+            found = self._ranked(batch, self._retrieve.top(batch, width, gone), k)
+        return [self._answer(rows, scores, "model") for rows, scores in found]
 
-    def _ranked(self, batch: Batch, scores: FloatArray, k: int) -> list[tuple[IntArray, FloatArray]]:
-        """The best candidates of the first stage, re-scored by the second."""
+    def _ranked(self, batch: Batch, retrieved: Sequence[Found], k: int) -> list[Found]:
+        """The best of what the first stage found, re-scored by the second."""
         assert self._rank is not None
-        width = min(max(self.bundle.candidates, k), self.bundle.n_items)
+        width = max(1, *[len(rows) for rows, _ in retrieved])
         candidates = np.full((len(batch), width), -1, dtype=np.int64)
-        for line, row in zip(candidates, scores, strict=True):
-            rows = np.sort(top_k(row, width)[0])  # ascending, so that ties go to the lower row here too
-            line[: len(rows)] = rows
+        for line, (rows, _) in zip(candidates, retrieved, strict=True):
+            line[: len(rows)] = np.sort(rows)  # ascending, so that ties go to the lower row here too
         again = self._rank.rescore(batch, candidates)
         again[candidates < 0] = -np.inf
         best = [top_k(line, k) for line in again]
@@ -142,13 +143,12 @@ def open_bundle(path: Path | str) -> Engine:
     return Engine(bundles.open_files(path))
 
 
-def _opened(bundle: bundles.Bundle, name: str, spec: StageSpec) -> Scorer:
-    module = find("runtimes", spec.runtime)
+def _opened(bundle: bundles.Bundle, name: str) -> Any:
+    spec = bundle.stages[name]
     try:
-        scorer: Scorer = module.open_scorer(bundle.directory / name, spec, bundle.threads)
+        return find("runtimes", spec.runtime).open_scorer(bundle.directory / name, spec, bundle.threads)
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise BundleError(f"stage {name!r} of {bundle.directory} can't be opened: {error}; export it again") from error
-    return scorer
 
 
 def _feature_codes(bundle: bundles.Bundle, stages: Mapping[str, StageSpec]) -> Rows | None:

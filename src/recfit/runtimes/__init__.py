@@ -1,7 +1,8 @@
 """Runtimes: one file each, the file's name is its key in a bundle; it runs a stage's model and answers with scores.
 
-A runtime's file offers `open_scorer(directory, stage, threads) -> Scorer`, and, where it does not read ONNX as it is,
-`convert(graph)`, which replaces the exported file by what it reads.
+A runtime's file offers `open_scorer(directory, stage, threads) -> Scorer`, and, where it does not read a stage as it is
+exported, `convert(directory, stage)`, which replaces the files there by what it reads. Where its scorers are no
+`Rescorer`, `RESCORER` names the runtime that re-scores in its place.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from recfit.topk import Found
 from recfit.types import FloatArray, IntArray, Rows
 
 
@@ -69,9 +71,13 @@ class Batch:
 class Scorer(Protocol):
     """A stage, ready to run. It answers with new arrays, which the caller may write to."""
 
-    def scores(self, batch: Batch) -> FloatArray:
-        """Every item's score, float32 [B, n_items]."""
+    def top(self, batch: Batch, k: int, gone: Sequence[Rows]) -> list[Found]:
+        """For every request its `k` >= 1 best items that are not in its `gone`; fewer where there are no more."""
         ...
+
+
+class Rescorer(Protocol):
+    """A stage that judges the candidates of another one."""
 
     def rescore(self, batch: Batch, candidates: IntArray) -> FloatArray:
         """The scores of candidate rows int64 [B, C], float32 [B, C]; row -1 is padding and may score anything."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,7 +11,8 @@ import numpy as np
 from recfit.registry import find
 from recfit.runtimes import Batch, Scorer, StageSpec
 from recfit.tables import Table
-from recfit.types import FloatArray, IntArray
+from recfit.topk import Found, best
+from recfit.types import FloatArray, IntArray, Rows
 
 # Pairs a ranker scores in one run while it scans a catalogue: bounds the memory of its activations.
 SCAN_PAIRS = 65_536
@@ -64,8 +65,8 @@ class EncoderScorer:
             vectors[tokens == 0] = 0
         return vectors
 
-    def scores(self, batch: Batch) -> FloatArray:
-        return self._scan(self.encode(batch))
+    def top(self, batch: Batch, k: int, gone: Sequence[Rows]) -> list[Found]:
+        return best(self._scan(self.encode(batch)), k, gone)
 
     def rescore(self, batch: Batch, candidates: IntArray) -> FloatArray:
         return self._table.rescore(self.encode(batch), np.maximum(candidates, 0))
@@ -78,7 +79,10 @@ class RankerScorer:
         self._graph, self._spec = graph, spec
         self._tokens = np.arange(1, spec.n_items + 1, dtype=np.int64)[None]
 
-    def scores(self, batch: Batch) -> FloatArray:
+    def top(self, batch: Batch, k: int, gone: Sequence[Rows]) -> list[Found]:
+        return best(self._scores(batch), k, gone)
+
+    def _scores(self, batch: Batch) -> FloatArray:
         width = max(1, SCAN_PAIRS // len(batch))
         chunks = [self._tokens[:, start : start + width] for start in range(0, self._spec.n_items, width)]
         inputs = batch.inputs(self._spec)

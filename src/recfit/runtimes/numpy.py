@@ -21,17 +21,19 @@ from recfit.runtimes._scorers import Scores, scorer
 from recfit.tables import Table
 from recfit.types import BundleError, FloatArray, Unsupported
 
+GRAPH = "model.onnx"
 PLAN = "plan.json"
 CONSTANTS = "constants.npz"
 ENDS = ("takes", "gives")
 
 
-def convert(graph: Path) -> None:
-    """Replace the ONNX file `graph` by a plan and its constants beside it. Raises `Unsupported`. Needs `onnx`."""
+def convert(directory: Path, spec: StageSpec) -> None:
+    """Replace the exported graph by a plan and its constants. Raises `Unsupported`. Needs `onnx`."""
     import onnx
     import onnxruntime
     from onnx import numpy_helper
 
+    graph = directory / GRAPH
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
@@ -48,8 +50,8 @@ def convert(graph: Path) -> None:
         "constants": list(constants),
         "steps": [_step(node) for node in found.node],
     }
-    (graph.parent / PLAN).write_text(json.dumps(plan), encoding="utf-8")
-    np.savez(graph.parent / CONSTANTS, *constants.values())
+    (directory / PLAN).write_text(json.dumps(plan), encoding="utf-8")
+    np.savez(directory / CONSTANTS, *constants.values())
     graph.unlink()
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from recfit.runtimes import Batch, Scorer, StageSpec
-from recfit.types import BundleError, FloatArray, IntArray
+from recfit.topk import Found, best
+from recfit.types import BundleError, FloatArray, IntArray, Rows
 
 if TYPE_CHECKING:
     from recfit.models import Model
@@ -37,14 +39,14 @@ class TorchScorer:
 
         return {name: torch.from_numpy(array) for name, array in batch.inputs(self._spec).items()}
 
-    def scores(self, batch: Batch) -> FloatArray:
+    def top(self, batch: Batch, k: int, gone: Sequence[Rows]) -> list[Found]:
         import torch
 
         from recfit import models
 
         with torch.inference_mode():
             scores: FloatArray = models.scores(self._model, self._inputs(batch)).numpy()
-        return scores
+        return best(scores, k, gone)
 
     def rescore(self, batch: Batch, candidates: IntArray) -> FloatArray:
         import torch

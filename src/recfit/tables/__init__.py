@@ -5,7 +5,9 @@ A format's file offers
 * `Config`: a frozen dataclass of its settings, `dim` among them;
 * `write(vectors, directory, config)`: stores `vectors` (float32 [n_items, dim], row order) in `directory`, or
   refuses with `Unsupported` what it cannot hold;
-* `open_table(directory, config, threads) -> Table`.
+* `open_table(directory, config, threads) -> Table`;
+* optionally `row_nodes(items, rows)`: ONNX nodes that read the rows at the value `items` of any shape from the arrays of
+  `_scan.write_graph` and name them `rows`, so that one graph may hold a whole request.
 
 Reading needs NumPy, and ONNX Runtime to score; `write` may import `onnx`.
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +22,12 @@ def write(vectors: FloatArray, directory: Path, config: Config) -> None:
 
     gemm = helper.make_node("Gemm", ["query", "rows"], ["scores"], transB=1)
     _scan.write_graph(directory, [gemm], config.dim, {"rows": np.ascontiguousarray(vectors, dtype=np.float32)})
+
+
+def row_nodes(items: str, rows: str) -> list[Any]:
+    from onnx import helper
+
+    return [helper.make_node("Gather", ["rows", items], [rows])]
 
 
 def open_table(directory: Path, config: Config, threads: int) -> Float32:

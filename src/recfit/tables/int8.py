@@ -52,6 +52,20 @@ def _nodes() -> Sequence[Any]:
     ]
 
 
+def row_nodes(items: str, rows: str) -> list[Any]:
+    from onnx import TensorProto, helper, numpy_helper
+
+    last = numpy_helper.from_array(np.array([-1]))
+    return [
+        helper.make_node("Gather", ["rows", items], ["row.codes"]),
+        helper.make_node("Cast", ["row.codes"], ["row.units"], to=TensorProto.FLOAT),
+        helper.make_node("Gather", ["scales", items], ["row.scale"]),
+        helper.make_node("Constant", [], ["row.last"], value=last),
+        helper.make_node("Unsqueeze", ["row.scale", "row.last"], ["row.scales"]),
+        helper.make_node("Mul", ["row.units", "row.scales"], [rows]),
+    ]
+
+
 def open_table(directory: Path, config: Config, threads: int) -> Int8:
     return Int8(directory, config, threads)
 

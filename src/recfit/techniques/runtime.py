@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from dataclasses import replace as changed
 from typing import ClassVar
 
+from recfit.models import Encoder
 from recfit.models._options import check_choice, check_ranges
 from recfit.pipeline import Pipeline, RuntimePlan
 from recfit.registry import names
@@ -52,4 +53,5 @@ class Technique:
     def variants(cls, context: Context) -> Sequence[Technique]:
         cores = os.cpu_count() or 1
         more = [cls(threads=cores)] if cores > 1 else []
-        return [*more, cls("numpy"), cls(graph="extended")]
+        fused = [cls("fused")] if isinstance(context.original.retrieve.model, Encoder) else []
+        return [*fused, *more, cls("numpy"), cls(graph="extended")]

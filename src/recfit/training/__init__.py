@@ -23,7 +23,7 @@ from tqdm import tqdm
 from recfit import models
 from recfit.models import Causal, Model, Solved, as_module
 from recfit.training import checkpoint as checkpoints
-from recfit.training.batches import Batch, Sequences, crops, examples, inputs_for
+from recfit.training.batches import Batch, Draw, Sequences, crops, examples, inputs_for
 from recfit.training.checkpoint import Progress
 from recfit.training.evaluation import Evaluation, evaluate
 from recfit.training.settings import Distill, Epoch, Fit, Trained
@@ -160,10 +160,10 @@ class _Loop:
 
     def batches(self, epoch: int) -> Iterator[Batch]:
         generator = torch.Generator().manual_seed(self.settings.seed * 7_368_787 + epoch)
-        size = self.settings.batch_size
+        draw = Draw(self.length, self.settings.batch_size, generator, self.settings.epoch_share)
         if isinstance(self.model, Causal):
-            return crops(self.sequences, self.users, self.length, size, generator, self.settings.reverse)
-        return examples(self.sequences, self.users, self.length, size, generator)
+            return crops(self.sequences, self.users, draw, self.settings.reverse)
+        return examples(self.sequences, self.users, draw)
 
     def _descend(self, batch: Batch, step: int, epochs: float) -> float:
         rate = self.settings.learning_rate * _schedule(step, self.settings.warmup, self._through(epochs))

@@ -61,14 +61,29 @@ class Sequences:
         return users[order[: max(1, round(fraction * len(users)))]].sort().values
 
 
-def crops(
-    sequences: Sequences, users: Tensor, length: int, size: int, generator: torch.Generator, reverse: float = 0.0
-) -> Iterator[Batch]:
-    """One window of each user at a random place, for models that answer after every prefix: B x (L + 1) tokens.
+@dataclass(frozen=True)
+class Draw:
+    """What one epoch takes: windows of up to `length` events and the one after them, `size` in a batch, of a random
+    `share` of all examples."""
+
+    length: int
+    size: int
+    generator: torch.Generator
+    share: float = 1.0
+
+    def some(self, count: int) -> Tensor:
+        """The drawn ones of `count` examples, in random order."""
+        order = torch.randperm(count, generator=self.generator)
+        return order[: max(1, round(self.share * count))]
+
+
+def crops(sequences: Sequences, users: Tensor, draw: Draw, reverse: float = 0.0) -> Iterator[Batch]:
+    """One window of each user at a random place, for models that answer after every prefix: B x (length + 1) tokens.
 
     A share of `reverse` windows is turned around.
     """
-    order = users[torch.randperm(len(users), generator=generator)]
+    length, size, generator = draw.length, draw.size, draw.generator
+    order = users[draw.some(len(users))]
     lengths = (sequences.stop - sequences.start)[order].clamp(max=length + 1)
     parts = [part[lengths[part].argsort()] for part in _chunks(torch.arange(len(order)), size * BUCKET)]
     batches = [batch for part in parts for batch in _chunks(part, size)]
@@ -92,18 +107,16 @@ def _reversed(windows: Tensor) -> Tensor:
     return torch.where(back < sizes, windows.gather(1, source), 0)
 
 
-def examples(
-    sequences: Sequences, users: Tensor, length: int, size: int, generator: torch.Generator
-) -> Iterator[Batch]:
+def examples(sequences: Sequences, users: Tensor, draw: Draw) -> Iterator[Batch]:
     """Every event of each user once, with up to `length` events before it: B x (length + 1) tokens."""
     counts = (sequences.stop - sequences.start)[users]
     owner = users.repeat_interleave(counts)
     within = torch.arange(len(owner)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
     ends = sequences.start[owner] + within + 1
-    if length:  # a first event has no history to be told from
+    if draw.length:  # a first event has no history to be told from
         owner, ends = owner[within > 0], ends[within > 0]
-    for part in _chunks(torch.randperm(len(owner), generator=generator), size):
-        yield Batch(owner[part] + 1, sequences.windows(owner[part], ends[part], length + 1))
+    for part in _chunks(draw.some(len(owner)), draw.size):
+        yield Batch(owner[part] + 1, sequences.windows(owner[part], ends[part], draw.length + 1))
 
 
 def _chunks(rows: Tensor, size: int) -> list[Tensor]:

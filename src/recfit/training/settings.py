@@ -22,9 +22,10 @@ class Fit:
     (0: no limit; with one, the result depends on the machine's speed), or after a quarter of that if no epoch reached
     `hopeless`. The learning rate rises over `warmup` steps and falls to 0 along a cosine to the end. `loss`: `ce`
     is the softmax over the catalogue, `sampled` that over the target and `negatives` random items, `bce` the binary
-    one for rankers; `auto` is `ce`, for rankers `bce`. `data_fraction` is the share of users that is learned from.
-    `reverse` is the share of windows that are read backwards, which helps small data whose order within a visit is
-    chance.
+    one for rankers; `auto` is `ce`, for rankers `bce`. `data_fraction` is the share of users that is learned from,
+    `epoch_share` the share of their examples, drawn anew, that makes an epoch: large data need not wait for a validation
+    and a checkpoint until all of it was seen. `reverse` is the share of windows that are read backwards, which helps small
+    data whose order within a visit is chance.
     `threads` 0 leaves torch's number. `precision` `auto` is bf16 where the processor computes in it.
     """
 
@@ -40,6 +41,7 @@ class Fit:
     threads: int = 0
     precision: str = "auto"
     data_fraction: float = 1.0
+    epoch_share: float = 1.0
     reverse: float = 0.0
     max_minutes: float = 0.0
     hopeless: float = 0.0
@@ -49,7 +51,7 @@ class Fit:
         check_choice("fit.precision", self.precision, PRECISIONS)
         check_ranges("fit", self, epochs=(1, 1e6), patience=(1, 1e6), batch_size=(1, 1e6), learning_rate=(1e-9, 10))
         check_ranges("fit", self, weight_decay=(0, 10), warmup=(0, 1e6), negatives=(1, 1e6), threads=(0, 1024))
-        check_ranges("fit", self, data_fraction=(1e-6, 1), reverse=(0, 1))
+        check_ranges("fit", self, data_fraction=(1e-6, 1), epoch_share=(1e-6, 1), reverse=(0, 1))
         check_ranges("fit", self, max_minutes=(0, 1e6), hopeless=(0, 1), seed=(0, 2**31))
 
     def loss_for(self, model: Model) -> str:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recfit.engine.topk import first, mask, top_k
+from recfit.topk import best, first, top_k
 
 NUMBERS = st.sampled_from([-np.inf, -2.0, -1.0, 0.0, 0.5, 0.5, 3.0, np.nan])
 
@@ -33,10 +33,11 @@ def test_the_scores_are_left_as_they_are() -> None:
     np.testing.assert_array_equal(scores, np.array([1, np.nan, 3], np.float32))
 
 
-def test_mask_hides_every_part() -> None:
-    scores = np.arange(5, dtype=np.float32)
-    mask(scores, np.array([4, 4], np.int32), np.array([], np.int32), np.array([0], np.int32))
-    assert top_k(scores, 5)[0].tolist() == [3, 2, 1]
+def test_the_best_of_every_line_without_what_is_gone() -> None:
+    scores = np.arange(10, dtype=np.float32).reshape(2, 5)
+    found = best(scores, 5, [np.array([4, 4, 0], np.int32), np.array([], np.int32)])
+    assert [rows.tolist() for rows, _ in found] == [[3, 2, 1], [4, 3, 2, 1, 0]]
+    assert found[1][1].tolist() == [9, 8, 7, 6, 5]
 
 
 @pytest.mark.parametrize(("k", "found"), [(1, [0]), (2, [0, 3]), (9, [0, 3, 4])])

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import islice
 
 import numpy as np
 
 from recfit.types import FloatArray, IntArray, Rows
 
-
-def mask(scores: FloatArray, *rows: Rows) -> None:
-    """Give the items at `rows` the score -inf, in place."""
-    for part in rows:
-        if len(part):
-            scores[part] = -np.inf
+Found = tuple[IntArray, FloatArray]
+"""Rows and scores of items, best first."""
 
 
-def top_k(scores: FloatArray, k: int) -> tuple[IntArray, FloatArray]:
+def best(scores: FloatArray, k: int, gone: Sequence[Rows]) -> list[Found]:
+    """The `k` best of every line of `scores` [B, n] that are not in its `gone`, whose scores are overwritten."""
+    found = []
+    for line, rows in zip(scores, gone, strict=True):
+        line[rows] = -np.inf
+        found.append(top_k(line, k))
+    return found
+
+
+def top_k(scores: FloatArray, k: int) -> Found:
     """Rows and scores of the `k` >= 1 highest scores [n], best first; items at -inf or NaN never appear."""
     if k < len(scores):
         kth = np.partition(scores, len(scores) - k)[len(scores) - k]
@@ -27,9 +33,9 @@ def top_k(scores: FloatArray, k: int) -> tuple[IntArray, FloatArray]:
         rows = np.arange(len(scores))
     # `rows` ascend, so a stable sort leaves equal scores in row order.
     rows = rows[np.argsort(-scores[rows], kind="stable")[:k]]
-    best = scores[rows]
-    alive = best > -np.inf
-    return rows[alive], best[alive]
+    values = scores[rows]
+    alive = values > -np.inf
+    return rows[alive], values[alive]
 
 
 def first(items: Rows, k: int, *gone: Rows) -> list[int]:

@@ -1,0 +1,137 @@
+"""The original of the *Movie* scenario: a 10-layer, 512-d Transformer on MovieLens-1M, trained in hours on two cores.
+
+    python benchmarks/seeds/original.py ratings/sequences.txt runs/seeds/movie
+
+A small model is trained and then grown: 2 layers and 50 events, 5 layers, 10 layers, 200 events. A new layer starts as a
+copy of the one below it whose outputs are zero, so a grown model answers as the small one did (Net2DeeperNet: Chen et al.,
+arXiv 1511.05641; stacked in stages: Gong et al., ICML 2019). Run it again to continue: a checkpoint is written every few
+minutes, a finished stage is not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from recfit import models
+from recfit.data import load
+from recfit.data.splits import split
+from recfit.models import Model, as_module, catalogue_of
+from recfit.training import Fit, Trained, evaluate, train
+from recfit.types import Split
+
+SHAPE = {"embedding_dim": 512, "heads": 8, "ffn": 2048, "dropout": 0.3}
+QUICK_SHAPE = {"embedding_dim": 64, "heads": 2, "ffn": 256, "dropout": 0.5}
+VALIDATION = 500  # requests that end a stage: a validation of all 6,040 takes as long as an epoch of training
+ZEROED = ("out", "down")  # what writes into the hidden space
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One size of the growing model and how it is trained."""
+
+    layers: int
+    history: int
+    fit: Fit
+
+
+def _fit(epochs: int, share: float, rate: float) -> Fit:
+    """`epochs` parts of the data, `share` of it each."""
+    settings = {"batch_size": 64, "weight_decay": 0.05, "warmup": 100}
+    return Fit(epochs=epochs, patience=epochs, epoch_share=share, learning_rate=rate, **settings)
+
+
+STAGES = (
+    Stage(2, 50, _fit(24, 1.0, 1e-3)),
+    Stage(5, 50, _fit(10, 0.5, 5e-4)),
+    Stage(10, 200, _fit(20, 0.1, 3e-4)),
+)
+QUICK_STAGES = (
+    Stage(2, 50, _fit(40, 1.0, 2e-3)),
+    Stage(5, 50, _fit(20, 1.0, 1e-3)),
+    Stage(10, 200, _fit(10, 1.0, 5e-4)),
+)
+
+
+def grown(small: Model, data: Split, layers: int, history: int) -> Model:
+    """A model of `layers` that reads `history` events and answers as `small` does; events beyond those that `small` reads
+    get the weight of its oldest."""
+    config = replace(small.config, layers=layers, max_history=history)
+    model = models.build(small.kind, asdict(config), catalogue_of(data))
+    weights = as_module(small).state_dict()
+    target = {name: value for name, value in weights.items() if not name.startswith("blocks.")}
+    for layer in range(layers):
+        source = layer * small.config.layers // layers
+        fresh = layer > 0 and source == (layer - 1) * small.config.layers // layers
+        for name, value in weights.items():
+            if name.startswith(f"blocks.{source}."):
+                target[name.replace(f".{source}.", f".{layer}.", 1)] = _taken(
+                    name.split(".", 2)[2], value, history, fresh
+                )
+    as_module(model).load_state_dict(target)
+    return model
+
+
+def _taken(name: str, value: Tensor, history: int, fresh: bool) -> Tensor:
+    if name == "distance":  # [heads, history]
+        missing = history - value.shape[1]
+        return torch.cat((value, value[:, -1:].expand(-1, missing)), dim=1)
+    return torch.zeros_like(value) if fresh and name.split(".")[0] in ZEROED else value
+
+
+def original(data: Split, stages: Sequence[Stage], shape: dict[str, float], directory: Path) -> Model:
+    """The last stage's model, kept in `directory`; what is there already is not trained again."""
+    brief = replace(data, validation=_some(data))
+    model = None
+    for number, stage in enumerate(stages, 1):
+        kept = directory / f"stage-{number}"
+        if (kept / "model.json").is_file():
+            model = models.load(kept)
+            continue
+        if model is None:
+            torch.manual_seed(stage.fit.seed)
+            options = {**shape, "layers": stage.layers, "max_history": stage.history}
+            model = models.build("sasrec", options, catalogue_of(data))
+        else:
+            model = grown(model, data, stage.layers, stage.history)
+        done = train(model, brief, stage.fit, checkpoint=directory / f"stage-{number}.safetensors")
+        models.save(model, kept)
+        print(_line(number, stage, done), flush=True)
+    assert model is not None
+    return model
+
+
+def _some(data: Split) -> object:
+    rows = torch.randperm(len(data.validation), generator=torch.Generator().manual_seed(0))[:VALIDATION]
+    return data.validation.take(rows.sort().values.numpy())
+
+
+def _line(number: int, stage: Stage, done: Trained) -> str:
+    size = f"{stage.layers} layers, {stage.history} events"
+    return f"stage {number}: {size}: validation NDCG@10 {done.ndcg:.4f} in {done.seconds / 60:.0f} minutes"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", help="a file or a public set, as `recfit data describe` takes it")
+    parser.add_argument("directory", type=Path, help="where stages and checkpoints are kept")
+    parser.add_argument("--quick", action="store_true", help="64-d and short, for MovieLens-100K")
+    parser.add_argument("--threads", type=int, default=1)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    data = split(load(given.data), "leave_last(n=1)")
+    stages, shape = (QUICK_STAGES, QUICK_SHAPE) if given.quick else (STAGES, SHAPE)
+    model = original(data, stages, shape, given.directory)
+    found = {**evaluate(model, data.test), "queries": len(data.test), "targets": data.target_hash}
+    (given.directory / "test.json").write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

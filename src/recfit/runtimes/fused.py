@@ -1,0 +1,138 @@
+"""ONNX Runtime with everything in one graph: history -> item rows -> encoder -> scan -> filter -> top-k.
+
+Of a small model's request most of the time goes by between the parts: sessions that start, arrays that pass through
+Python, a selection of a dozen NumPy calls. Here one call answers. For encoders, and where these read item rows, for
+tables that say in ONNX what a row is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recfit.registry import find
+from recfit.runtimes import Batch, Scorer, StageSpec
+from recfit.runtimes.ort import GRAPH, session
+from recfit.tables import _scan
+from recfit.topk import Found
+from recfit.types import FloatArray, IntArray, Rows, Unsupported
+
+FUSED = "fused.onnx"
+RESCORER = "ort"  # a fused graph gives lists
+
+
+def convert(directory: Path, spec: StageSpec) -> None:
+    """Replace the graphs of encoder and item table in `directory` by one. Raises `Unsupported`. Needs `onnx`."""
+    import onnx
+    from onnx import TensorProto, compose, helper
+
+    if spec.kind != "encoder":
+        raise Unsupported(f"a fused graph needs an encoder, this stage is a {spec.kind}; keep runtime name='ort'")
+    encoder = compose.add_prefix(onnx.load(directory / GRAPH), "encode.", rename_inputs=False)
+    inputs = [part for part in encoder.graph.input if part.name != "vectors"]
+    nodes, constants = [*encoder.graph.node], [*encoder.graph.initializer]
+    scores = "encode.output"
+    if spec.table["format"] != "identity":
+        table = onnx.load(directory / "table" / _scan.GRAPH, load_external_data=False)
+        constants += [_below("table", part) for part in table.graph.initializer]
+        read = _lookup(spec) if len(inputs) < len(encoder.graph.input) else []
+        ask = helper.make_node("Identity", ["encode.output"], ["query"])
+        nodes, scores = [*read, *nodes, ask, *table.graph.node], "scores"
+    filtering, more = _selection(scores)
+    value = helper.make_tensor_value_info
+    found = [value("values", TensorProto.FLOAT, ["batch", "k"]), value("rows", TensorProto.INT64, ["batch", "k"])]
+    more_inputs = [value("gone", TensorProto.INT64, ["pairs", 2]), value("k", TensorProto.INT64, [1])]
+    graph = helper.make_graph([*nodes, *filtering], "fused", [*inputs, *more_inputs], found, [*constants, *more])
+    opsets = {part.domain: part for part in (*encoder.opset_import, helper.make_opsetid("com.microsoft", 1))}
+    model = helper.make_model(graph, opset_imports=opsets.values(), ir_version=9)
+    (directory / FUSED).write_bytes(model.SerializeToString())
+    (directory / GRAPH).unlink()
+    (directory / "table" / _scan.GRAPH).unlink(missing_ok=True)
+
+
+def _below(folder: str, tensor: Any) -> Any:
+    """`tensor`, its file looked for in `folder`."""
+    for entry in tensor.external_data:
+        if entry.key == "location":
+            entry.value = f"{folder}/{entry.value}"
+    return tensor
+
+
+def _lookup(spec: StageSpec) -> Sequence[Any]:
+    """`history` [B, L] -> `vectors` [B, L, d]: the table's rows, zeros where the history is padded."""
+    from onnx import TensorProto, helper
+
+    module = find("tables", spec.table["format"])
+    if not hasattr(module, "row_nodes"):
+        raise Unsupported(
+            f"ONNX has no single rows of a table of format {spec.table['format']!r}; keep runtime name='ort'"
+        )
+    one = helper.make_tensor("", TensorProto.INT64, [], [1])
+    zero = helper.make_tensor("", TensorProto.INT64, [], [0])
+    axis = helper.make_tensor("", TensorProto.INT64, [1], [2])
+    return [
+        helper.make_node("Constant", [], ["fused.one"], value=one),
+        helper.make_node("Constant", [], ["fused.zero"], value=zero),
+        helper.make_node("Constant", [], ["fused.axis"], value=axis),
+        helper.make_node("Sub", ["history", "fused.one"], ["fused.shifted"]),
+        helper.make_node("Max", ["fused.shifted", "fused.zero"], ["items"]),
+        *module.row_nodes("items", "fused.rows"),
+        helper.make_node("Greater", ["history", "fused.zero"], ["fused.real"]),
+        helper.make_node("Cast", ["fused.real"], ["fused.weight"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["fused.weight", "fused.axis"], ["fused.weights"]),
+        helper.make_node("Mul", ["fused.rows", "fused.weights"], ["vectors"]),
+    ]
+
+
+def _selection(scores: str) -> tuple[Sequence[Any], Sequence[Any]]:
+    """Nodes and constants: `scores` [B, n] without the pairs `gone` (line, item row) -> the `k` best, ties to the lower row."""
+    from onnx import helper, numpy_helper
+
+    nodes = [
+        helper.make_node("Shape", ["gone"], ["fused.pairs"], end=1),
+        helper.make_node("Expand", ["fused.never", "fused.pairs"], ["fused.lowest"]),
+        helper.make_node("ScatterND", [scores, "gone", "fused.lowest"], ["fused.open"]),
+        helper.make_node("TopK", ["fused.open", "k"], ["values", "rows"]),
+    ]
+    return nodes, [numpy_helper.from_array(np.array([-np.inf], np.float32), "fused.never")]
+
+
+def open_scorer(directory: Path, spec: StageSpec, threads: int) -> Scorer:
+    return Fused(session(directory / FUSED, threads, spec.options.get("graph", "all")), spec)
+
+
+class Fused:
+    """A session that takes requests and gives lists."""
+
+    def __init__(self, session: Any, spec: StageSpec) -> None:
+        self._session, self._spec = session, spec
+        self._takes = {given.name for given in session.get_inputs()}
+
+    def top(self, batch: Batch, k: int, gone: Sequence[Rows]) -> list[Found]:
+        inputs = {name: values for name, values in batch.inputs(self._spec).items() if name in self._takes}
+        width = np.array([min(k, self._spec.n_items)])
+        values, rows = self._session.run(None, {**inputs, "gone": _pairs(gone), "k": width})
+        return [_alive(*found) for found in zip(rows, values, strict=True)]
+
+
+def _pairs(gone: Sequence[Rows]) -> IntArray:
+    """int64 [g, 2]: the line of a request, an item row."""
+    pairs = np.empty((sum(map(len, gone)), 2), np.int64)
+    start = 0
+    for line, rows in enumerate(gone):
+        stop = start + len(rows)
+        pairs[start:stop, 0] = line
+        pairs[start:stop, 1] = rows
+        start = stop
+    return pairs
+
+
+def _alive(rows: IntArray, values: FloatArray) -> Found:
+    """Without what is gone: it has the lowest score there is, and so the last places."""
+    count = len(values)
+    while count and values[count - 1] == -np.inf:
+        count -= 1
+    return rows[:count], values[:count]
