@@ -18,7 +18,7 @@ SOURCE = Path(recfit.__file__).parent
 # A room imports rooms of its own line and of the lines above it.
 ORDER: Sequence[set[str]] = (
     {"types"},
-    {"registry", "config"},
+    {"registry", "config", "topk"},
     {"tables", "runtimes"},
     {"bundle"},
     {"engine"},
@@ -33,7 +33,7 @@ ORDER: Sequence[set[str]] = (
     {"flow"},
     {"starter", "cli"},
 )
-SERVING = ("types", "registry", "config", "tables", "runtimes", "bundle", "engine", "measure", "serve", "cli")
+SERVING = ("types", "registry", "config", "topk", "tables", "runtimes", "bundle", "engine", "measure", "serve", "cli")
 # Libraries of `recfit[train]`.
 TRAINING = ("torch", "scipy", "implicit", "onnx", "onnxscript", "pyarrow", "safetensors", "tqdm", "sklearn")
 

@@ -30,12 +30,20 @@ PASTS = ([], [7], [3, 4, 6], [5, 5, 9, 5], list(range(9)), list(range(30)))
 UNKNOWN = -1
 
 
+# Runtimes that hold encoders only.
+LISTS_ONLY = ("fused",)
+
+
+def runs(runtime: str, kind: str, options: dict[str, object]) -> bool:
+    return runtime not in LISTS_ONLY or Stage(toys.untrained(kind, options)).kind == "encoder"
+
+
 def pipeline_of(runtime: str, kind: str, options: dict[str, object]) -> Pipeline:
     return Pipeline(Stage(toys.trained(kind, options)), runtime=RuntimePlan(runtime))
 
 
 @pytest.fixture(
-    params=[(runtime, *shape) for runtime in names("runtimes") for shape in toys.SHAPED],
+    params=[(runtime, *shape) for runtime in names("runtimes") for shape in toys.SHAPED if runs(runtime, *shape)],
     ids=lambda part: f"{part[0]}, {part[1]} {part[2]}",
 )
 def opened(request: pytest.FixtureRequest, exported: Exported) -> tuple[Pipeline, Engine]:
@@ -85,12 +93,37 @@ def test_rescoring_agrees_with_the_scan(opened: tuple[Pipeline, Engine]) -> None
     batch = Batch(np.array([5, 10]), [np.array([3], np.int32), np.array([8, 1, 2], np.int32)], codes)
     candidates = np.array([[5, 0, 39, -1], [2, 1, -1, -1]])
     scorer = engine._retrieve
+    if pipeline.runtime.name in LISTS_ONLY:
+        assert not hasattr(scorer, "rescore"), "then the engine may ask for it"
+        return
     every = scorer.top(batch, len(toys.around().item_ids), [np.empty(0, np.int32)] * 2)
     scores = [values[np.argsort(rows)] for rows, values in every]
     wanted = np.take_along_axis(np.array(scores), np.maximum(candidates, 0), axis=1)
     again = scorer.rescore(batch, candidates)
     real = candidates >= 0
     np.testing.assert_allclose(again[real], wanted[real], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("runtime", LISTS_ONLY)
+def test_lists_of_a_fused_graph_are_re_scored_by_another(runtime: str, exported: Exported) -> None:
+    ranker, encoder = Stage(toys.trained("neumf", toys.SHAPES["neumf"][0])), toys.original("sasrec").main
+    with pytest.raises(Unsupported, match="needs an encoder"):
+        exported(Pipeline(ranker, runtime=RuntimePlan(runtime)))
+    for rank in (ranker, encoder):
+        pipeline = Pipeline(toys.original("als").main, rank=rank, candidates=15, runtime=RuntimePlan(runtime))
+        engine = open_bundle(exported(pipeline))
+        plain = open_bundle(exported(Pipeline(pipeline.retrieve, rank=rank, candidates=15)))
+        assert engine.manifest["pipeline"]["rank"]["runtime"] == "ort"
+        for _, _, request in requests_of((0, 17)):
+            assert engine.recommend([request])[0].items == plain.recommend([request])[0].items
+
+
+def test_a_fused_graph_refuses_a_table_whose_rows_it_cannot_read(exported: Exported) -> None:
+    stage = Stage(toys.original("sasrec").main.model, table="int4")
+    with pytest.raises(Unsupported, match="int4"):
+        exported(Pipeline(stage, runtime=RuntimePlan("fused")))
+    untied = Stage(toys.trained("custom", toys.SHAPES["custom"][0]), table="int4")
+    exported(Pipeline(untied, runtime=RuntimePlan("fused")))
 
 
 def test_a_ranker_scans_chunk_by_chunk(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
