@@ -2,7 +2,7 @@
 
     python benchmarks/seeds/original.py ratings/sequences.txt runs/seeds/movie
 
-A small model is trained and then grown: 2 layers and 50 events, 5 layers, 10 layers, 200 events. A new layer starts as a
+A small model is trained and then grown: 2 layers and 50 events, 200 events, 5 layers, 10 layers. A new layer starts as a
 copy of the one below it whose outputs are zero, so a grown model answers as the small one did (Net2DeeperNet: Chen et al.,
 arXiv 1511.05641; stacked in stages: Gong et al., ICML 2019). Run it again to continue: a checkpoint is written every few
 minutes, a finished stage is not repeated.
@@ -48,9 +48,10 @@ def _fit(epochs: int, share: float, rate: float) -> Fit:
 
 
 STAGES = (
-    Stage(2, 50, _fit(24, 1.0, 1e-3)),
-    Stage(5, 50, _fit(10, 0.5, 5e-4)),
-    Stage(10, 200, _fit(20, 0.1, 3e-4)),
+    Stage(2, 50, _fit(12, 1.0, 1e-3)),
+    Stage(2, 200, _fit(16, 0.25, 7e-4)),
+    Stage(5, 200, _fit(10, 0.1, 4e-4)),
+    Stage(10, 200, _fit(20, 0.05, 3e-4)),
 )
 QUICK_STAGES = (
     Stage(2, 50, _fit(40, 1.0, 2e-3)),
