@@ -78,6 +78,7 @@ def test_what_lies_around_the_models_comes_back(exported: Exported) -> None:
     around, opened = toys.around(), bundle.open_files(exported(toys.original("sasrec")))
     assert (opened.user_ids, opened.item_ids, opened.titles) == (around.user_ids, around.item_ids, around.titles)
     np.testing.assert_array_equal(opened.histories.values, around.histories.values)
+    assert opened.histories.values.dtype == opened.fallback.dtype == np.uint16
     np.testing.assert_array_equal(opened.histories.indptr, around.histories.indptr)
     assert opened.user_features is not None
     assert around.user_features is not None

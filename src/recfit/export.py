@@ -249,10 +249,15 @@ def _write_surroundings(around: Surroundings, directory: Path) -> None:
     }
     (directory / "catalogue.json").write_text(json.dumps(catalogue, ensure_ascii=False), encoding="utf-8")
     np.save(directory / "histories.indptr.npy", around.histories.indptr)
-    np.save(directory / "histories.values.npy", around.histories.values)
-    np.save(directory / "fallback.npy", around.fallback)
+    np.save(directory / "histories.values.npy", _narrow(around.histories.values, len(around.item_ids)))
+    np.save(directory / "fallback.npy", _narrow(around.fallback, len(around.item_ids)))
     if features is not None:
         np.save(directory / "user_features.npy", features.codes)
+
+
+def _narrow(rows: Rows, n_items: int) -> Any:
+    """Item rows in two bytes each where these hold a token too."""
+    return rows.astype(np.uint16) if n_items < 2**16 else rows
 
 
 def _write_cache(plan: CachePlan, around: Surroundings, directory: Path) -> dict[str, Any]:
