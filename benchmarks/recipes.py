@@ -2,9 +2,10 @@
 
     python benchmarks/recipes.py examples/demo.toml benchmarks/recipes/prune.toml
 
-The TOML of the recipes lists `[[recipe]]` with `steps = [{technique = "prune", axis = "ffn", keep = 0.5}, ...]`. Quality
-is the share of NDCG@10 that is kept with the paired 95 % interval of the difference; latency blocks of all bundles are
-interleaved in one run, and the times are shown as ratios to the original in ONNX Runtime (B).
+The TOML of the recipes lists `[[recipe]]` with `steps = [{technique = "prune", axis = "ffn", keep = 0.5}, ...]`, and where
+there is something to say a `name` and a published `claim`. The first row is the original in ONNX Runtime, which all others
+are held against: quality as the share that is kept with the paired 95 % interval of the difference; times, bytes and memory
+as how many times less. Latency blocks of all bundles are interleaved in one run.
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from recfit import measure
+from recfit import config, measure
 from recfit import pipeline as pipelines
+from recfit.measure import Measurement
 from recfit.measure.machine import machine
 from recfit.measure.statistics import paired
 from recfit.search.bench import Bench, prepare
@@ -31,59 +35,105 @@ from recfit.techniques import make
 from recfit.types import RecfitError
 
 RESULTS = Path(__file__).parent / "results"
-METRIC = "ndcg@10"
-COLUMNS = ("kept %", "+-", "bytes x", "p50 x", "p99 x", "memory x", "throughput x")
+COSTS = ("p50_ms", "p99_ms", "bundle_mb", "memory_mb")
+HEADS = (
+    *("recipe", "quality", "kept %", "+-", "p50 ms", "x", "p99 ms", "x", "disk MB", "x", "resident MB", "x"),
+    *("requests/s", "x", "made in s", "claim"),
+)
 
 
-def recipes(path: Path) -> list[Recipe]:
-    """The recipes of a TOML file, the original (no steps) first."""
+@dataclass(frozen=True)
+class Entry:
+    """A recipe under the name it is shown by, and what somebody published about it."""
+
+    recipe: Recipe
+    name: str = ""
+    claim: str = ""
+
+    @property
+    def label(self) -> str:
+        return self.name or self.recipe.name
+
+
+def entries(path: Path) -> list[Entry]:
+    """What a TOML file lists, the original first."""
     listed = tomllib.loads(path.read_text(encoding="utf-8"))["recipe"]
-    return [Recipe(), *(Recipe(tuple(map(_step, entry["steps"]))) for entry in listed)]
+    return [Entry(Recipe(), "original"), *(_entry(**described) for described in listed)]
 
 
-def _step(described: Mapping[str, Any]) -> Any:
-    settings = dict(described)
-    return make(settings.pop("technique"), settings)
+def _entry(steps: Sequence[Mapping[str, Any]], name: str = "", claim: str = "") -> Entry:
+    made = [make(step["technique"], {key: step[key] for key in step if key != "technique"}) for step in steps]
+    return Entry(Recipe(tuple(made)), name, claim)
 
 
-def built(bench: Bench, wanted: Sequence[Recipe], folder: Path) -> dict[str, Path]:
-    """The final bundles by recipe name; one that is refused is said and left out."""
-    found: dict[str, Path] = {}
-    for recipe in wanted:
-        job = Job(recipe.to_json(), folder / recipe.id, final=True)
+@dataclass(frozen=True)
+class Built:
+    """A bundle, and the seconds it took to make it, less what the study's folder held already."""
+
+    entry: Entry
+    path: Path
+    seconds: float
+
+
+def built(bench: Bench, wanted: Sequence[Entry], folder: Path) -> list[Built]:
+    """The final bundles; one that is refused is said and left out."""
+    found: list[Built] = []
+    limits = {"memory_gb": bench.settings.search.memory_gb, "seconds": TRAINING_SECONDS}
+    if not pipelines.saved(bench.workshop.original):
+        isolated(make_original, bench.settings, bench.workshop, **limits)
+    for entry in wanted:
+        begin = time.monotonic()
+        job = Job(entry.recipe.to_json(), folder / entry.recipe.id, final=True)
         try:
-            isolated(build, bench.workshop, job, memory_gb=bench.settings.search.memory_gb, seconds=6 * 3600.0)
+            isolated(build, bench.workshop, job, **limits)
         except RecfitError as error:
-            print(f"{recipe.name}: {error}", flush=True)
+            print(f"{entry.label}: {error}", flush=True)
             continue
-        found[recipe.name] = job.output
+        found.append(Built(entry, job.output, time.monotonic() - begin))
     return found
 
 
-def measured(bench: Bench, bundles: Mapping[str, Path]) -> list[dict[str, Any]]:
-    """One row a bundle; the first is what the others are held against."""
-    queries = bench.split.test
-    costs = measure.latency(list(bundles.values()), queries, bench.plan)
-    rows, base = [], None
-    for (name, path), cost in zip(bundles.items(), costs, strict=True):
-        users, extra = measure.users_quality(path, queries, bench.popularity)
-        found = measure.combine(path, cost, users, extra, queries, bench.plan)
-        base = base or found
-        gap, old = paired(users[METRIC], base.users[METRIC]), base.metrics[METRIC]
-        times = {
-            cost: base.metrics[cost] / found.metrics[cost] for cost in ("bundle_mb", "p50_ms", "p99_ms", "memory_mb")
-        }
-        ratios = [*times.values(), found.metrics["qps"] / base.metrics["qps"]]
-        shown = [100 * found.metrics[METRIC] / old, 100 * (gap.high - gap.low) / 2 / old, *ratios]
-        rows.append({"recipe": name, **dict(zip(COLUMNS, shown, strict=True)), "metrics": dict(found.metrics)})
-    return rows
+def measured(bench: Bench, bundles: Sequence[Path], metrics: Sequence[str]) -> list[Measurement]:
+    """Everything about the bundles, on the test requests."""
+    queries, found = bench.split.test, []
+    for path, cost in zip(bundles, measure.latency(bundles, queries, bench.plan), strict=True):
+        users, extra = measure.users_quality(path, queries, bench.popularity, metrics)
+        found.append(measure.combine(path, cost, users, extra, queries, bench.plan))
+    return found
 
 
-def lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """The rows as a table."""
-    yield f"{'recipe':60}" + " ".join(f"{column:>12}" for column in COLUMNS)
-    for row in rows:
-        yield f"{row['recipe']:60}" + " ".join(f"{row[column]:12.2f}" for column in COLUMNS)
+def row(made: Built, found: Measurement, base: Measurement, metric: str) -> dict[str, Any]:
+    """One row of the JSON."""
+    entry = made.entry
+    gap, old = paired(found.users[metric], base.users[metric]), base.metrics[metric]
+    return {
+        "recipe": entry.label,
+        "steps": entry.recipe.to_json(),
+        "claim": entry.claim,
+        "seconds": round(made.seconds, 1),
+        "kept": found.metrics[metric] / old,
+        "kept_interval": [1 + gap.low / old, 1 + gap.high / old],
+        "times_less": {cost: base.metrics[cost] / found.metrics[cost] for cost in COSTS},
+        "times_more": {"qps": found.metrics["qps"] / base.metrics["qps"]},
+        "metrics": dict(found.metrics),
+    }
+
+
+def table(rows: Sequence[Mapping[str, Any]], metric: str) -> Iterator[str]:
+    """The rows as a Markdown table."""
+    yield " | ".join(("", *HEADS, "")).strip()
+    yield "|".join(("", *[" --- "] * len(HEADS), ""))
+    for line in rows:
+        low, high = line["kept_interval"]
+        quality = [
+            line["recipe"],
+            f"{line['metrics'][metric]:.4f}",
+            f"{100 * line['kept']:.1f}",
+            f"{50 * (high - low):.1f}",
+        ]
+        costs = [f"{line['metrics'][cost]:.3g} | {line['times_less'][cost]:.1f}" for cost in COSTS]
+        costs.append(f"{line['metrics']['qps']:,.0f} | {line['times_more']['qps']:.1f}")
+        yield " | ".join(("", *quality, *costs, f"{line['seconds']:.0f}", line["claim"], "")).strip()
 
 
 def main() -> None:
@@ -92,27 +142,34 @@ def main() -> None:
         "settings", type=Path, help="recfit.toml of a study; its original is trained where it is missing"
     )
     parser.add_argument("recipes", type=Path, help="TOML with [[recipe]] tables")
+    parser.add_argument("--data", help="read these events instead of [data] source")
+    parser.add_argument("--metric", default="ndcg@10", help="what quality is: ndcg@10, recall@10, ...")
     given = parser.parse_args()
-    bench = prepare(given.settings)
-    if not pipelines.saved(bench.workshop.original):
-        limits = {"memory_gb": bench.settings.search.memory_gb, "seconds": TRAINING_SECONDS}
-        isolated(make_original, bench.settings, bench.workshop, **limits)
+    settings = config.load(given.settings)
+    if given.data:
+        settings = replace(settings, data=replace(settings.data, source=given.data))
+    bench = prepare(settings)
+    metrics = dict.fromkeys((*measure.quality.METRICS, given.metric))
     with tempfile.TemporaryDirectory() as folder:
-        rows = measured(bench, built(bench, recipes(given.recipes), Path(folder)))
+        bundles = built(bench, entries(given.recipes), Path(folder))
+        found = measured(bench, [made.path for made in bundles], list(metrics))
+    rows = [row(made, part, found[0], given.metric) for made, part in zip(bundles, found, strict=True)]
     now = datetime.now(UTC)
     record = {
         "benchmark": "recipes",
         "at": now.isoformat(timespec="seconds"),
+        "command": f"python benchmarks/recipes.py {given.settings} {given.recipes} --metric {given.metric}",
         "data": bench.split.train.name,
-        "protocol": f"{bench.split.protocol}, test split, full ranking, seen items removed",
-        "users": len(set(bench.split.test.user.tolist())),
+        "split": f"{bench.split.protocol}, test requests",
         "targets": bench.split.target_hash,
+        "metric": given.metric,
+        "protocol": dict(found[0].protocol),
         "machine": machine(),
         "rows": rows,
     }
-    path = RESULTS / f"{now:%Y-%m-%d}-recipes-{given.recipes.stem}.json"
+    path = RESULTS / f"{now:%Y-%m-%d}-{given.recipes.parent.name}-{given.recipes.stem}.json"
     path.write_text(json.dumps(record, indent=1) + "\n")
-    print(*lines(rows), path, sep="\n")
+    print(*table(rows, given.metric), path, sep="\n")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -84,6 +85,49 @@ def test_the_bring_your_own_example_trains_exports_and_answers(tmp_path: Path, m
     assert answer.items == ("i6",)
     models.save(model, tmp_path / "model")
     assert models.fingerprint(models.load(tmp_path / "model")) == models.fingerprint(model)
+
+
+EXTENDED = """
+import sys
+import toys
+from recfit.engine import open_bundle
+from recfit.export import export
+from recfit.pipeline import Stage
+from recfit.techniques import applied, available, make
+from recfit.types import Request
+from pathlib import Path
+from dataclasses import replace
+from test_techniques import context_of
+
+if __name__ == "__main__":
+    context = context_of("sasrec")
+    proposed = [step for variants in available() for step in variants(context)]
+    assert any(type(step).__module__ == "recfit.techniques.early_exit" for step in proposed)
+    pipeline = applied(make("early_exit", {"layers": 1}), context.original, context)
+    assert pipeline.main.model.axes()["layers"] == 1
+    pipeline = pipeline.with_main(replace(pipeline.main, table="float16"))
+    path = export(pipeline, toys.around(), Path(sys.argv[1]), name="own", recipe={"id": "own", "steps": []})
+    assert (path / "retrieve" / "table" / "rows.bin").stat().st_size == toys.N_ITEMS * 16 * 2
+    for user in (0, 20, 41):
+        history = toys.around().histories[user].tolist()
+        answer = open_bundle(path).recommend([Request(toys.around().user_ids[user])])[0]
+        rows = [toys.around().item_ids.index(item) for item in answer.items]
+        toys.assert_ranks(rows, answer.scores, toys.expected(pipeline, user, history), 10, 1e-2)
+"""
+
+
+def test_the_files_of_the_extension_page_work_as_plugins(tmp_path: Path) -> None:
+    for code in blocks(DOCS / "extend.md", "python"):
+        path = tmp_path / code.splitlines()[0].removeprefix("# ")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(code)
+    (tmp_path / "check.py").write_text(EXTENDED)
+    tests = Path(__file__).parent
+    path = os.pathsep.join([str(tests), str(tests / "techniques"), os.environ.get("PYTHONPATH", "")])
+    known = {"RECFIT_PLUGINS": str(tmp_path / "my_recfit"), "PYTHONPATH": path}
+    command = [sys.executable, str(tmp_path / "check.py"), str(tmp_path / "bundle")]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | known)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_commands_of_the_readme_exist() -> None:

@@ -1,6 +1,6 @@
 """The original of the *Movie* scenario: a 10-layer, 512-d Transformer on MovieLens-1M, trained in hours on two cores.
 
-    python benchmarks/seeds/original.py ratings/sequences.txt runs/seeds/movie
+    python benchmarks/seeds/movie/original.py ratings/sequences.txt runs/seeds/movie
 
 A small model is trained and then grown: 2 layers and 50 events, 200 events, 5 layers, 10 layers. A new layer starts as a
 copy of the one below it whose outputs are zero, so a grown model answers as the small one did (Net2DeeperNet: Chen et al.,
