@@ -4,7 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint clean
+DATA ?= runs/seeds/ml-1m.txt
+
+.PHONY: demo test lint bench-seeds bench-seeds-quick clean
 
 demo: $(VENV)/.train
 	$(BIN)/python examples/demo.py
@@ -13,6 +15,18 @@ test: $(VENV)/.dev
 	@$(BIN)/python tests/need.py chromium
 	$(MAKE) --no-print-directory lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest
+
+# The scenarios that recfit started from. The movie original trains for hours; interrupt it, the same command goes on.
+bench-seeds: $(VENV)/.dev
+	$(BIN)/python benchmarks/seeds/movie/original.py $(DATA) runs/seeds/movie
+	for name in movie ncf distillation; do \
+	  $(BIN)/python benchmarks/recipes.py benchmarks/seeds/$$name/settings.toml benchmarks/seeds/$$name/recipes.toml --data $(DATA) || exit 1; \
+	done
+
+# The movie scenario on MovieLens-100K with a small deep original, in half an hour.
+bench-seeds-quick: $(VENV)/.dev
+	$(BIN)/python benchmarks/seeds/movie/original.py ml-100k runs/seeds/quick --quick
+	$(BIN)/python benchmarks/recipes.py benchmarks/seeds/movie/quick.toml benchmarks/seeds/movie/recipes.toml
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -23,11 +23,10 @@ from recfit import models
 from recfit.data import load
 from recfit.data.splits import split
 from recfit.models import Model, as_module, catalogue_of
+from recfit.search.bench import views
 from recfit.training import Fit, Trained, evaluate, train
-from recfit.types import Split
+from recfit.types import Queries, Split
 
-SHAPE = {"embedding_dim": 512, "heads": 8, "ffn": 2048, "dropout": 0.3}
-QUICK_SHAPE = {"embedding_dim": 64, "heads": 2, "ffn": 256, "dropout": 0.5}
 VALIDATION = 500  # requests that end a stage: a validation of all 6,040 takes as long as an epoch of training
 ZEROED = ("out", "down")  # what writes into the hidden space
 
@@ -41,22 +40,39 @@ class Stage:
     fit: Fit
 
 
-def _fit(epochs: int, share: float, rate: float) -> Fit:
+@dataclass(frozen=True)
+class Plan:
+    """The split, the options that all stages share, and the stages."""
+
+    split: str
+    shape: Mapping[str, float]
+    stages: Sequence[Stage]
+
+
+def _fit(epochs: int, share: float, rate: float, warmup: int = 20) -> Fit:
     """`epochs` parts of the data, `share` of it each."""
-    settings = {"batch_size": 64, "weight_decay": 0.05, "warmup": 100}
+    settings = {"batch_size": 64, "weight_decay": 0.05, "warmup": warmup}
     return Fit(epochs=epochs, patience=epochs, epoch_share=share, learning_rate=rate, **settings)
 
 
-STAGES = (
-    Stage(2, 50, _fit(12, 1.0, 1e-3)),
-    Stage(2, 200, _fit(16, 0.25, 7e-4)),
-    Stage(5, 200, _fit(10, 0.1, 4e-4)),
-    Stage(10, 200, _fit(20, 0.05, 3e-4)),
+PLAN = Plan(
+    "leave_last(n=1)",
+    {"embedding_dim": 512, "heads": 8, "ffn": 2048, "dropout": 0.3},
+    (
+        Stage(2, 50, _fit(12, 1.0, 1e-3, warmup=100)),
+        Stage(2, 200, _fit(16, 0.25, 7e-4)),
+        Stage(5, 200, _fit(10, 0.1, 4e-4)),
+        Stage(10, 200, _fit(20, 0.05, 3e-4)),
+    ),
 )
-QUICK_STAGES = (
-    Stage(2, 50, _fit(40, 1.0, 2e-3)),
-    Stage(5, 50, _fit(20, 1.0, 1e-3)),
-    Stage(10, 200, _fit(10, 1.0, 5e-4)),
+QUICK = Plan(
+    "leave_last(n=5)",
+    {"embedding_dim": 64, "heads": 2, "ffn": 256, "dropout": 0.5},
+    (
+        Stage(2, 50, _fit(40, 1.0, 2e-3)),
+        Stage(5, 50, _fit(20, 1.0, 1e-3)),
+        Stage(10, 200, _fit(10, 1.0, 5e-4)),
+    ),
 )
 
 
@@ -86,18 +102,18 @@ def _taken(name: str, value: Tensor, history: int, fresh: bool) -> Tensor:
     return torch.zeros_like(value) if fresh and name.split(".")[0] in ZEROED else value
 
 
-def original(data: Split, stages: Sequence[Stage], shape: dict[str, float], directory: Path) -> Model:
+def original(data: Split, plan: Plan, directory: Path) -> Model:
     """The last stage's model, kept in `directory`; what is there already is not trained again."""
-    brief = replace(data, validation=_some(data))
+    brief = replace(data, validation=_some(views(data)[0].validation))
     model = None
-    for number, stage in enumerate(stages, 1):
+    for number, stage in enumerate(plan.stages, 1):
         kept = directory / f"stage-{number}"
         if (kept / "model.json").is_file():
             model = models.load(kept)
             continue
         if model is None:
             torch.manual_seed(stage.fit.seed)
-            options = {**shape, "layers": stage.layers, "max_history": stage.history}
+            options = {**plan.shape, "layers": stage.layers, "max_history": stage.history}
             model = models.build("sasrec", options, catalogue_of(data))
         else:
             model = grown(model, data, stage.layers, stage.history)
@@ -108,9 +124,9 @@ def original(data: Split, stages: Sequence[Stage], shape: dict[str, float], dire
     return model
 
 
-def _some(data: Split) -> object:
-    rows = torch.randperm(len(data.validation), generator=torch.Generator().manual_seed(0))[:VALIDATION]
-    return data.validation.take(rows.sort().values.numpy())
+def _some(queries: Queries) -> Queries:
+    rows = torch.randperm(len(queries), generator=torch.Generator().manual_seed(0))[:VALIDATION]
+    return queries.take(rows.sort().values.numpy())
 
 
 def _line(number: int, stage: Stage, done: Trained) -> str:
@@ -126,9 +142,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    data = split(load(given.data), "leave_last(n=1)")
-    stages, shape = (QUICK_STAGES, QUICK_SHAPE) if given.quick else (STAGES, SHAPE)
-    model = original(data, stages, shape, given.directory)
+    plan = QUICK if given.quick else PLAN
+    data = split(load(given.data), plan.split)
+    model = original(data, plan, given.directory)
+    models.save(model, given.directory / "model")
     found = {**evaluate(model, data.test), "queries": len(data.test), "targets": data.target_hash}
     (given.directory / "test.json").write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found))
