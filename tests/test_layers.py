@@ -35,7 +35,7 @@ ORDER: Sequence[set[str]] = (
 )
 SERVING = ("types", "registry", "config", "topk", "tables", "runtimes", "bundle", "engine", "measure", "serve", "cli")
 # Libraries of `recfit[train]`.
-TRAINING = ("torch", "scipy", "implicit", "onnx", "onnxscript", "pyarrow", "safetensors", "tqdm", "sklearn")
+TRAINING = ("torch", "scipy", "implicit", "faiss", "onnx", "onnxscript", "pyarrow", "safetensors", "tqdm", "sklearn")
 
 
 def module_of(path: Path) -> str:

@@ -38,7 +38,10 @@ SHAPES: dict[str, list[dict[str, Any]]] = {
         {"embedding_dim": 4, "hidden": 8, "top": 4},
         {"embedding_dim": 4, "hidden": 8, "top": 4, "features": True},
     ],
-    "sasrec": [{"layers": 2, "embedding_dim": 16, "heads": 2, "ffn": 24, "max_history": 9}],
+    "sasrec": [
+        {"layers": 2, "embedding_dim": 16, "heads": 2, "ffn": 24, "max_history": 9},
+        {"layers": 1, "embedding_dim": 16, "heads": 2, "ffn": 24, "max_history": 9, "parts": 4, "codes": 16},
+    ],
 }
 SHAPED = [(kind, options) for kind in names("models") for options in SHAPES.get(kind, [{}])]
 

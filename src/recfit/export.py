@@ -22,6 +22,7 @@ from recfit.models import Model, Tied
 from recfit.pipeline import CachePlan, Pipeline, Stage
 from recfit.registry import find
 from recfit.runtimes import StageSpec
+from recfit.tables import pq
 from recfit.types import BundleError, ConfigError, Features, Ragged, Recommendation, Request, Rows, Split
 
 OPSET = 17
@@ -125,12 +126,22 @@ def _write_stage(name: str, directory: Path, pipeline: Pipeline) -> StageSpec:
 def _write_table(stage: Stage, directory: Path) -> dict[str, Any]:
     if stage.identity:
         return {"format": "identity", "dim": stage.model.catalogue.n_items}
+    if (coded := models.item_codes(stage.model)) is not None:
+        return _write_codes(*coded, directory)
     with torch.inference_mode():
         vectors = stage.model.item_vectors().float().numpy()  # type: ignore[attr-defined]
-    settings = {"dim": vectors.shape[1], **stage.table_options}
+    settings = {**stage.table_options, "dim": vectors.shape[1]}
     module = find("tables", stage.table)
     module.write(vectors, directory, module.Config(**settings))
     return {"format": stage.table, **settings}
+
+
+def _write_codes(sub_ids: Tensor, centroids: Tensor, directory: Path) -> dict[str, Any]:
+    """Trained codes are stored as they are."""
+    parts, codes, width = centroids.shape
+    config = pq.Config(parts * width, parts, codes)
+    pq.write_codes(sub_ids.numpy(), centroids.detach().numpy(), directory, config)
+    return {"format": "pq", **asdict(config)}
 
 
 def _write_graph(stage: Stage, path: Path) -> None:

@@ -31,6 +31,11 @@ class Stage:
         """Whether the encoder's output already is the score of every item, so that no table is stored."""
         return bool(getattr(self.model, "identity", False))
 
+    @property
+    def coded(self) -> bool:
+        """Whether the model's item table is made of trained codes, which are stored as they are whatever `table` says."""
+        return models.item_codes(self.model) is not None
+
 
 @dataclass(frozen=True)
 class CachePlan:

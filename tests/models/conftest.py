@@ -39,8 +39,13 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "without": ["decade"],
         },
     ),
+    "sasrec-codes": (
+        "sasrec",
+        {"layers": 2, "embedding_dim": 8, "heads": 2, "ffn": 12, "max_history": 9, "parts": 4, "codes": 6},
+    ),
     "mlp": ("mlp", {"embedding_dim": 8, "hidden": 10, "max_history": 9}),
     "mlp-features": ("mlp", {"embedding_dim": 8, "hidden": 10, "max_history": 9, "features": True}),
+    "mlp-codes": ("mlp", {"embedding_dim": 8, "hidden": 10, "max_history": 9, "parts": 2, "codes": 6}),
 }
 
 

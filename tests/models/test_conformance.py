@@ -22,6 +22,11 @@ SHRINKABLE = [
     ("sasrec", "ffn"),
     ("sasrec", "embedding_dim"),
     ("sasrec", "history_length"),
+    ("sasrec-codes", "layers"),
+    ("sasrec-codes", "heads"),
+    ("sasrec-codes", "ffn"),
+    ("sasrec-codes", "history_length"),
+    ("mlp-codes", "hidden"),
     ("mlp-features", "hidden"),
     ("mlp-features", "embedding_dim"),
     ("mlp-features", "history_length"),
@@ -77,7 +82,9 @@ def test_tied_encoders_agree_with_encode(make: Make, name: str) -> None:
     assert isinstance(model, Tied) == name.startswith(("sasrec", "mlp", "als"))
 
 
-@pytest.mark.parametrize("name", ["sasrec", "sasrec-1", "sasrec-features", "mlp", "mlp-features"])
+@pytest.mark.parametrize(
+    "name", ["sasrec", "sasrec-1", "sasrec-features", "sasrec-codes", "mlp", "mlp-features", "mlp-codes"]
+)
 def test_states_answer_every_prefix(make: Make, name: str) -> None:
     model = make(name)
     assert isinstance(model, Causal)

@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +125,19 @@ def test_a_fused_graph_refuses_a_table_whose_rows_it_cannot_read(exported: Expor
         exported(Pipeline(stage, runtime=RuntimePlan("fused")))
     untied = Stage(toys.trained("custom", toys.SHAPES["custom"][0]), table="int4")
     exported(Pipeline(untied, runtime=RuntimePlan("fused")))
+
+
+@pytest.mark.parametrize(
+    ("table", "options"),
+    [("pq", {"parts": 4, "codes": 16}), ("pq", {"parts": 4, "codes": 32, "rotate": True}), ("binary", {})],
+)
+def test_a_fused_graph_reads_and_scans_codes(table: str, options: dict[str, object], exported: Exported) -> None:
+    stage = replace(toys.original("sasrec").main, table=table, table_options=options)
+    requests = [request for _, history, request in requests_of((UNKNOWN,)) if history]
+    fused, apart = (open_bundle(exported(Pipeline(stage, runtime=RuntimePlan(name)))) for name in ("fused", "ort"))
+    for one, other in zip(fused.recommend(requests), apart.recommend(requests), strict=True):
+        assert one.items == other.items
+        np.testing.assert_allclose(one.scores, other.scores, rtol=1e-4, atol=1e-5)
 
 
 def test_a_ranker_scans_chunk_by_chunk(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,8 @@ from recfit.types import FloatArray, Unsupported
 
 FORMATS = names("tables")
 SHAPES = {"usual": (50, 16), "one item": (1, 8), "one dimension": (20, 1)}
-# Of the largest score or number. Four bits round by a sixteenth, an eighth at the far end.
-ERRORS = {"int4": 0.13}
+# Of the largest score or number. Four bits round by a sixteenth, an eighth at the far end; signs know no sizes at all.
+ERRORS = {"int4": 0.13, "binary": 1.0}
 ERROR = 0.02
 
 

@@ -11,7 +11,7 @@ import pytest
 import toys
 from recfit.models import mlp
 from recfit.pipeline import Pipeline, RuntimePlan, Stage
-from recfit.techniques import Context, applied, available, describe, make
+from recfit.techniques import Context, applied, available, describe, make, quantize
 from recfit.types import ConfigError, Unsupported
 
 SASREC, NEUMF, EASE, ALS = (toys.original(kind) for kind in ("sasrec", "neumf", "ease", "als"))
@@ -76,6 +76,13 @@ WRONG = [
     ("runtime", {"name": "openvno"}, "technique.runtime.name = 'openvno'; allowed: numpy, ort, torch"),
     ("runtime", {"graph": "most"}, "allowed: none, basic, extended, all"),
     ("quantize", {"graph": "yes"}, "technique.quantize.graph = 'yes' is a str; it must be a bool"),
+    (
+        "quantize",
+        {"table": "pq", "table_options": {"part": 4}},
+        r"table_options has no setting 'part' \(did you mean 'parts'",
+    ),
+    ("quantize", {"table": "pq", "table_options": {"codes": 300}}, "codes = 300; give 1 part or more, 2 to 256 codes"),
+    ("quantize", {"table_options": {"block": 16}}, "table_options has no setting 'block'; allowed: dim"),
     ("prunne", {}, "no technique named 'prunne'; did you mean 'prune'?"),
 ]
 
@@ -119,6 +126,23 @@ def test_nothing_is_proposed_that_does_not_fit() -> None:
         assert len(variants(context_of(pipeline))) == count
         for step in variants(context_of(pipeline)):
             applied(step, pipeline, context_of(pipeline))
+
+
+def test_product_quantization_is_proposed_for_large_catalogues_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantize, "CODED_ITEMS", 40)
+    (variants,) = available(["quantize"])
+    found = [step.table_options for step in variants(context_of(SASREC)) if step.table == "pq"]  # type: ignore[attr-defined]
+    assert found == [{"parts": 4}, {"parts": 2}]
+    assert len(variants(context_of(EASE))) == 1
+
+
+def test_table_options_reach_the_stage() -> None:
+    step = make("quantize", {"graph": False, "table": "int4", "table_options": {"block": 16}})
+    assert describe(step) == "quantize(graph=False, table=int4, block=16)"
+    out = applied(step, SASREC, context_of(SASREC)).main
+    assert (out.table, out.table_options) == ("int4", {"block": 16})
+    again = applied(make("quantize", {"graph": False}), Pipeline(out), context_of(SASREC)).main
+    assert (again.table, again.table_options) == ("int8", {})
 
 
 def test_a_model_can_stand_in_for_another_family() -> None:

@@ -133,6 +133,15 @@ class Rotatable(Protocol):
         ...
 
 
+@runtime_checkable
+class Codable(Protocol):
+    """An encoder whose item table, its module `items`, can be made of trained codes (`config.parts`, `config.codes`)."""
+
+    def item_codes(self) -> tuple[Tensor, Tensor] | None:
+        """Sub-ids uint8 [n_items, parts] and their vectors float [parts, codes, width]; None where each item has its own."""
+        ...
+
+
 def catalogue_of(split: Split) -> Catalogue:
     """The sizes and features of `split`."""
     return Catalogue(split.n_users, split.n_items, split.train.user_features, split.train.item_features)
@@ -158,6 +167,11 @@ def as_module(model: Model) -> nn.Module:
 def is_identity(model: Model) -> bool:
     """Whether the output of `encode` already is the score of every item."""
     return bool(getattr(model, "identity", False))
+
+
+def item_codes(model: Model) -> tuple[Tensor, Tensor] | None:
+    """What `model.item_codes()` gives, None for any other model."""
+    return model.item_codes() if isinstance(model, Codable) else None
 
 
 def scores(model: Model, inputs: Mapping[str, Tensor]) -> Tensor:

@@ -16,13 +16,15 @@ from torch import Tensor, nn
 
 from recfit.models import Catalogue, Model, rebuilt
 from recfit.models._axes import check_keep, newest_kept, no_axis, recency
-from recfit.models._layers import Dropout, ItemTable, check_features, decays, selector
+from recfit.models._codes import CodedTable, check_codes, copy_items, item_table
+from recfit.models._layers import Dropout, check_features, decays, selector
 from recfit.models._options import check_ranges
 
 
 @dataclass(frozen=True)
 class Config:
-    """`features` adds the vectors of the item's features to its own, less the columns in `without`."""
+    """`features` adds the vectors of the item's features to its own, less the columns in `without`. With `parts` an item
+    is that many sub-ids out of `codes` each (see `_codes`)."""
 
     embedding_dim: int = 64
     hidden: int = 256
@@ -31,10 +33,14 @@ class Config:
     dropout: float = 0.3
     features: bool = False
     without: tuple[str, ...] = ()
+    parts: int = 0
+    codes: int = 256
 
     def __post_init__(self) -> None:
         check_ranges("model.mlp", self, embedding_dim=(1, 8192), hidden=(1, 65536), pools=(1, 16))
         check_ranges("model.mlp", self, max_history=(1, 1e5), dropout=(0, 0.95))
+        check_ranges("model.mlp", self, parts=(0, 8192), codes=(2, 256))
+        check_codes("model.mlp", self)
 
 
 class Mlp(nn.Module):
@@ -45,7 +51,7 @@ class Mlp(nn.Module):
         super().__init__()
         self.config, self.catalogue, self.max_history = config, catalogue, config.max_history
         described = catalogue.item_features if config.features else None
-        self.items = ItemTable(catalogue.n_items, config.embedding_dim, 0.05, described, config.without)
+        self.items = item_table(catalogue.n_items, config, 0.05, described)
         self.recency = nn.Parameter(decays(config.pools, config.max_history))
         self.first = nn.Linear(config.pools * config.embedding_dim, config.hidden)
         self.second = nn.Linear(config.hidden, config.embedding_dim)
@@ -75,9 +81,13 @@ class Mlp(nn.Module):
     def item_vectors(self) -> Tensor:
         return self.items.vectors()
 
+    def item_codes(self) -> tuple[Tensor, Tensor] | None:
+        return (self.items.sub_ids, self.items.books()) if isinstance(self.items, CodedTable) else None
+
     def axes(self) -> Mapping[str, int]:
         c = self.config
-        return {"hidden": c.hidden, "embedding_dim": c.embedding_dim, "history_length": c.max_history}
+        width = {} if c.parts else {"embedding_dim": c.embedding_dim}
+        return {"hidden": c.hidden, **width, "history_length": c.max_history}
 
     @torch.no_grad()
     def importance(self, axis: str) -> Tensor:
@@ -109,7 +119,7 @@ class Mlp(nn.Module):
         """A model of `config` with the chosen weights of this one, its vectors times `change` [d, d_new]."""
         model = rebuilt(self, config)
         assert isinstance(model, Mlp)
-        model.items.map_(self.items, change)
+        copy_items(self.items, model.items, change)
         model.enter.copy_(self.enter)
         model.recency.copy_(self.recency[:, : config.max_history])
         pooled = self.first.weight[hidden].view(len(hidden), config.pools, -1) @ change

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from recfit.models import Catalogue, Model, rebuilt
 from recfit.models._axes import check_keep, newest_kept, no_axis, recency
+from recfit.models._codes import CodedTable, check_codes, copy_items, item_table
 from recfit.models._kernels import MASKED, attend, rms_norm
-from recfit.models._layers import Dropout, ItemTable, check_features, selector
+from recfit.models._layers import Dropout, check_features, selector
 from recfit.models._options import check_ranges
 
 
@@ -26,7 +27,8 @@ from recfit.models._options import check_ranges
 class Config:
     """`head_dim` 0 means `embedding_dim / heads`; `max_history` events are read.
 
-    `features` adds the vectors of the item's features to its own, less the columns in `without`.
+    `features` adds the vectors of the item's features to its own, less the columns in `without`. With `parts` an item is
+    that many sub-ids out of `codes` each (see `_codes`).
     """
 
     layers: int = 2
@@ -38,10 +40,14 @@ class Config:
     head_dim: int = 0
     features: bool = False
     without: tuple[str, ...] = ()
+    parts: int = 0
+    codes: int = 256
 
     def __post_init__(self) -> None:
         check_ranges("model.sasrec", self, layers=(1, 64), embedding_dim=(1, 8192), heads=(1, 256), ffn=(1, 65536))
         check_ranges("model.sasrec", self, max_history=(1, 1e5), dropout=(0, 0.95), head_dim=(0, 4096))
+        check_ranges("model.sasrec", self, parts=(0, 8192), codes=(2, 256))
+        check_codes("model.sasrec", self)
 
     @property
     def width(self) -> int:
@@ -140,7 +146,7 @@ class SasRec(nn.Module):
         super().__init__()
         self.config, self.catalogue, self.max_history = config, catalogue, config.max_history
         described = catalogue.item_features if config.features else None
-        self.items = ItemTable(catalogue.n_items, config.embedding_dim, 0.02, described, config.without)
+        self.items = item_table(catalogue.n_items, config, 0.02, described)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.enter = nn.Parameter(torch.tensor(float(config.embedding_dim) ** 0.5))
         self.leave = nn.Parameter(torch.tensor(1.0))
@@ -169,15 +175,13 @@ class SasRec(nn.Module):
     def item_vectors(self) -> Tensor:
         return self.items.vectors()
 
+    def item_codes(self) -> tuple[Tensor, Tensor] | None:
+        return (self.items.sub_ids, self.items.books()) if isinstance(self.items, CodedTable) else None
+
     def axes(self) -> Mapping[str, int]:
         c = self.config
-        return {
-            "layers": c.layers,
-            "heads": c.heads,
-            "ffn": c.ffn,
-            "embedding_dim": c.embedding_dim,
-            "history_length": c.max_history,
-        }
+        width = {} if c.parts else {"embedding_dim": c.embedding_dim}
+        return {"layers": c.layers, "heads": c.heads, "ffn": c.ffn, **width, "history_length": c.max_history}
 
     @torch.no_grad()
     def importance(self, axis: str) -> Tensor:
@@ -196,7 +200,7 @@ class SasRec(nn.Module):
     @torch.no_grad()
     def shrink(self, axis: str, keep: Tensor) -> Model:
         check_keep(self, axis, keep)
-        config, everything = self.config, torch.arange(max(self.axes().values()))
+        config, everything = self.config, torch.arange(max(*self.axes().values(), self.config.embedding_dim))
         layers, change = everything[: config.layers], torch.eye(config.embedding_dim)
         heads = everything[: config.heads].expand(config.layers, -1)
         ffn = everything[: config.ffn].expand(config.layers, -1)
@@ -225,7 +229,7 @@ class SasRec(nn.Module):
         assert isinstance(model, SasRec)
         # rms over fewer coordinates is larger or smaller by this much; exact where the dropped ones were zero
         scale = (self.config.embedding_dim / config.embedding_dim) ** 0.5
-        model.items.map_(self.items, change)
+        copy_items(self.items, model.items, change)
         model.enter.copy_(self.enter)
         model.leave.copy_(self.leave * scale)
         for block, layer in zip(model.blocks, layers.tolist(), strict=True):

@@ -8,6 +8,7 @@ tables that say in ONNX what a row is.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ def convert(directory: Path, spec: StageSpec) -> None:
         constants += [_below("table", part) for part in table.graph.initializer]
         read = _lookup(spec) if len(inputs) < len(encoder.graph.input) else []
         ask = helper.make_node("Identity", ["encode.output"], ["query"])
-        nodes, scores = [*read, *nodes, ask, *table.graph.node], "scores"
+        fixed = [*takewhile(lambda node: "query" not in node.input, table.graph.node)]  # `read` may need what they make
+        nodes, scores = [*fixed, *read, *nodes, ask, *table.graph.node[len(fixed) :]], "scores"
     filtering, more = _selection(scores)
     value = helper.make_tensor_value_info
     found = [value("best", TensorProto.FLOAT, ["batch", "k"]), value("places", TensorProto.INT64, ["batch", "k"])]

@@ -1,0 +1,75 @@
+"""An item table of trained codes: an item is one sub-id for each part of its vector, and what is learned are the
+vectors of the sub-ids, which items share (RecJPQ: Petrov and Macdonald, WSDM 2024, arXiv 2312.06165)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recfit.models._layers import ItemTable
+from recfit.types import ConfigError, Features, Unsupported
+
+
+class CodedTable(nn.Module):
+    """`parts` sub-ids an item, drawn at random as in the paper's control, each a learned vector out of `codes`."""
+
+    sub_ids: Tensor
+
+    def __init__(self, n_items: int, dim: int, std: float, parts: int, codes: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(parts, codes, dim // parts) * std)
+        self.register_buffer("sub_ids", torch.randint(codes, (n_items, parts)).to(torch.uint8))
+
+    def vectors(self) -> Tensor:
+        """float [n_items, d]."""
+        return self._joined(self.sub_ids)
+
+    def lookup(self, tokens: Tensor) -> Tensor:
+        """The vectors of tokens of any shape; zeros where 0."""
+        vectors = self._joined(F.embedding((tokens - 1).clamp(min=0), self.sub_ids))
+        return vectors * (tokens > 0)[..., None].to(vectors.dtype)
+
+    def _joined(self, sub_ids: Tensor) -> Tensor:
+        parts, codes, _ = self.weight.shape
+        places = sub_ids.long() + codes * torch.arange(parts)
+        return F.embedding(places, self.books().flatten(0, 1)).flatten(-2)
+
+    def books(self) -> Tensor:
+        """float [parts, codes, width]; but for training, numbers that the half precision of a stored codebook holds."""
+        return self.weight if self.training else self.weight.half().float()
+
+
+@torch.no_grad()
+def copy_items(source: ItemTable | CodedTable, target: ItemTable | CodedTable, change: Tensor) -> None:
+    """Give `target` the vectors of `source` times `change` [d_source, d]. Those of codes are copied as they are: the
+    parts would mix."""
+    if isinstance(source, ItemTable) and isinstance(target, ItemTable):
+        target.map_(source, change)
+    elif (
+        isinstance(source, CodedTable)
+        and isinstance(target, CodedTable)
+        and torch.equal(change, torch.eye(len(change)))
+    ):
+        target.load_state_dict(source.state_dict())
+    else:
+        raise Unsupported("the space of trained codes can be neither cut nor turned; reduce before the codes are made")
+
+
+def item_table(n_items: int, config: Any, std: float, described: Features | None) -> ItemTable | CodedTable:
+    """The table that `config` (of a family with `parts` and `codes`) asks for; `described` are the features it adds."""
+    if config.parts:
+        return CodedTable(n_items, config.embedding_dim, std, config.parts, config.codes)
+    return ItemTable(n_items, config.embedding_dim, std, described, config.without)
+
+
+def check_codes(where: str, config: Any) -> None:
+    """Raise ConfigError for parts that don't divide the vector, and for features, which codes can't add to."""
+    if config.parts and config.embedding_dim % config.parts:
+        raise ConfigError(f"{where}.parts = {config.parts} does not divide embedding_dim = {config.embedding_dim}")
+    if config.parts and config.features:
+        raise ConfigError(
+            f"{where}.parts = {config.parts} with features = true; codes hold whole vectors, set it false"
+        )
