@@ -42,6 +42,11 @@ SHAPES: dict[str, list[dict[str, Any]]] = {
         {"layers": 2, "embedding_dim": 16, "heads": 2, "ffn": 24, "max_history": 9},
         {"layers": 1, "embedding_dim": 16, "heads": 2, "ffn": 24, "max_history": 9, "parts": 4, "codes": 16},
     ],
+    "two_tower": [
+        {"embedding_dim": 8, "hidden": 12, "max_history": 9},
+        {"embedding_dim": 8, "hidden": 12, "max_history": 9, "features": True},
+        {"embedding_dim": 8, "hidden": 0, "max_history": 0},
+    ],
 }
 SHAPED = [(kind, options) for kind in names("models") for options in SHAPES.get(kind, [{}])]
 

@@ -21,7 +21,7 @@ from recfit.engine import Engine
 from recfit.models import Model, Tied
 from recfit.pipeline import CachePlan, Pipeline, Stage
 from recfit.registry import find
-from recfit.runtimes import StageSpec
+from recfit.runtimes import StageSpec, _sparse
 from recfit.tables import pq
 from recfit.types import BundleError, ConfigError, Features, Ragged, Recommendation, Request, Rows, Split
 
@@ -168,6 +168,7 @@ def _write_graph(stage: Stage, path: Path) -> None:
         )
     if stage.graph == "int8":
         _quantize_graph(path)
+    _sparse.pack(path)
 
 
 def _quantize_graph(path: Path) -> None:

@@ -44,6 +44,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         {"layers": 2, "embedding_dim": 8, "heads": 2, "ffn": 12, "max_history": 9, "parts": 4, "codes": 6},
     ),
     "mlp": ("mlp", {"embedding_dim": 8, "hidden": 10, "max_history": 9}),
+    "two_tower": ("two_tower", {"embedding_dim": 8, "hidden": 10, "max_history": 9}),
+    "two_tower-history": ("two_tower", {"embedding_dim": 8, "hidden": 0, "users": False, "max_history": 9}),
+    "two_tower-users": ("two_tower", {"embedding_dim": 8, "hidden": 0, "max_history": 0}),
+    "two_tower-features": ("two_tower", {"embedding_dim": 8, "hidden": 10, "max_history": 9, "features": True}),
     "mlp-features": ("mlp", {"embedding_dim": 8, "hidden": 10, "max_history": 9, "features": True}),
     "mlp-codes": ("mlp", {"embedding_dim": 8, "hidden": 10, "max_history": 9, "parts": 2, "codes": 6}),
 }

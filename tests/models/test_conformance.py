@@ -30,6 +30,10 @@ SHRINKABLE = [
     ("mlp-features", "hidden"),
     ("mlp-features", "embedding_dim"),
     ("mlp-features", "history_length"),
+    ("two_tower-features", "hidden"),
+    ("two_tower-features", "embedding_dim"),
+    ("two_tower-features", "history_length"),
+    ("two_tower-users", "embedding_dim"),
     ("als", "embedding_dim"),
     ("neumf-features", "embedding_dim"),
     ("neumf-features", "hidden"),
@@ -53,7 +57,12 @@ def test_scores_every_item_and_is_finite_for_an_empty_history(make: Make, name: 
     assert isinstance(model, Encoder) != isinstance(model, Ranker)
 
 
-@pytest.mark.parametrize("name", [name for name, (kind, _) in VARIANTS.items() if kind not in ("neumf", "popularity")])
+READERS = [name for name, (kind, _) in VARIANTS.items() if kind not in ("neumf", "popularity", "two_tower")] + [
+    "two_tower-history"
+]
+
+
+@pytest.mark.parametrize("name", READERS)
 def test_left_padding_and_batch_change_nothing(make: Make, name: str) -> None:
     model = make(name)
     history = requests(model, 4, 5)["history"]
@@ -149,7 +158,7 @@ def test_an_unknown_axis_is_refused(make: Make, name: str) -> None:
         model.shrink("colour", torch.arange(1))
 
 
-@pytest.mark.parametrize("name", ["sasrec", "sasrec-features", "mlp", "mlp-features", "als"])
+@pytest.mark.parametrize("name", ["sasrec", "sasrec-features", "mlp", "mlp-features", "als", "two_tower-features"])
 def test_rotation_keeps_the_scores(make: Make, name: str) -> None:
     model = make(name)
     assert isinstance(model, Rotatable)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -103,6 +104,41 @@ def test_fine_tuning_uses_its_own_settings_and_the_original(monkeypatch: pytest.
     told = call["settings"]
     assert (told.epochs, told.data_fraction, told.learning_rate) == (7, 0.5, 1e-5)
     assert (told.batch_size, told.threads) == (toys.FIT.batch_size, toys.FIT.threads)
+
+
+def test_rounds_cut_less_and_less_and_share_the_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = spied(monkeypatch)
+    step = make("prune", {"axis": "ffn", "keep": 0.25, "rounds": 3, "epochs": 7})
+    out = step.apply(SASREC, context_of(SASREC))
+    assert [call["model"].axes()["ffn"] for call in calls] == [11, 7, 6]
+    assert [call["settings"].epochs for call in calls] == [3, 3, 3]
+    assert out.main.model is calls[-1]["model"]
+    assert SASREC.main.model.axes()["ffn"] == 24
+
+
+def test_distillation_tells_the_training_how(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls = spied(monkeypatch)
+    settings = {"alpha": 0.5, "beta": 0.25, "temperature": 3.0, "loss": "ranking", "hint": 0.1, "cache": 20}
+    make("distill", {"kind": "mlp", **settings}).apply(SASREC, context_of(SASREC, folder=tmp_path))
+    told = calls[0]["teacher"]
+    assert {name: getattr(told, name) for name in settings} == settings
+    assert (told.teacher, told.folder) == (SASREC.main.model, tmp_path)
+
+
+def test_answers_are_proposed_where_they_are_cheap() -> None:
+    """A causal model answers all events at once, NeuMF each user once; another encoder would be asked for each event."""
+    for pipeline, count in ((SASREC, 100), (NEUMF, 100), (ALS, 0)):
+        (variants,) = techniques.available(["distill"])
+        assert {step.cache for step in variants(context_of(pipeline))} == {count}  # type: ignore[attr-defined]
+
+
+def test_a_ranker_teaches_a_factorization() -> None:
+    """NeuMF -> MF: users alone, no network, a product of two rows."""
+    step = make("distill", {"kind": "two_tower", "options": {"hidden": 0, "max_history": 0}, "cache": 10})
+    model: Any = step.apply(NEUMF, context_of(NEUMF)).main.model
+    names = set(models.as_module(model).state_dict())
+    assert names == {"items.weight", "users", "enter"}
+    assert model.inputs == ("user",)
 
 
 def test_a_ranker_is_fine_tuned_without_a_teacher(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,6 +66,7 @@ WRONG = [
     ("prune", {"axis": "ffn", "keep": 0.0}, "technique.prune.keep = 0.0 is outside"),
     ("prune", {"axis": "ffn", "keep": -0.5}, "keep = -0.5 is outside"),
     ("prune", {"axis": "ffn", "epochs": -1}, "epochs = -1 is outside"),
+    ("prune", {"axis": "ffn", "rounds": 0}, "technique.prune.rounds = 0 is outside 1 to"),
     ("reduce", {"size": 0}, "technique.reduce.size = 0 is outside 1 to"),
     ("cache", {"share": 0.0}, "share = 0.0 is outside"),
     ("cache", {"share": 1.5}, "share = 1.5 is outside"),

@@ -117,6 +117,19 @@ def decays(pools: int, length: int) -> Tensor:
     return weights / weights.sum(1, keepdim=True)
 
 
+class Past(nn.Module):
+    """The newest events as one vector: tokens [B, L] -> [B, width]. Each event weighs by how far back it lies."""
+
+    def __init__(self, n_items: int, width: int, length: int) -> None:
+        super().__init__()
+        self.items = ItemTable(n_items, width, 0.05)
+        self.recency = nn.Parameter(decays(2, length)[1])
+
+    def forward(self, history: Tensor) -> Tensor:
+        back = history.shape[1] - 1 - torch.arange(history.shape[1])  # counting down exports to wrong ONNX
+        return self.recency[back] @ self.items.lookup(history)
+
+
 def selector(keep: Tensor, size: int) -> Tensor:
     """The matrix [size, len(keep)] that keeps the columns `keep` of what is multiplied by it."""
     return torch.eye(size)[:, keep]

@@ -21,9 +21,9 @@ from recfit.models._layers import (
     Dropout,
     FeatureTable,
     ItemTable,
+    Past,
     check_features,
     copy_features,
-    decays,
     feature_groups,
     selector,
 )
@@ -51,19 +51,6 @@ class Config:
     def __post_init__(self) -> None:
         check_ranges("model.neumf", self, embedding_dim=(1, 8192), hidden=(1, 65536), top=(1, 65536))
         check_ranges("model.neumf", self, dropout=(0, 0.95), forget=(0, 1), max_history=(0, 1e5))
-
-
-class Past(nn.Module):
-    """The newest events as one vector: tokens [B, L] -> [B, width]. Each event weighs by how far back it lies."""
-
-    def __init__(self, n_items: int, width: int, length: int) -> None:
-        super().__init__()
-        self.items = ItemTable(n_items, width, 0.05)
-        self.recency = nn.Parameter(decays(2, length)[1])
-
-    def forward(self, history: Tensor) -> Tensor:
-        back = history.shape[1] - 1 - torch.arange(history.shape[1])  # counting down exports to wrong ONNX
-        return self.recency[back] @ self.items.lookup(history)
 
 
 class NeuMf(nn.Module):

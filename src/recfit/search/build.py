@@ -65,7 +65,12 @@ def _applied(recipe: Recipe, workshop: Workshop, job: Job) -> Pipeline:
     """The original after every step; trained prefixes are kept, so that recipes that share them train once."""
     original = pipelines.load(workshop.original)
     context = Context(
-        workshop.split, original, workshop.fit, structure_only=job.structure_only, progress=workshop.progress
+        workshop.split,
+        original,
+        workshop.fit,
+        structure_only=job.structure_only,
+        progress=workshop.progress,
+        folder=workshop.models,
     )
     pipeline = original
     for prefix in recipe.prefixes:

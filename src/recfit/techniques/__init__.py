@@ -22,10 +22,10 @@ from typing import Any, ClassVar, Protocol, Self
 import torch
 
 from recfit.models import Catalogue, Model, Solved, as_module, build, catalogue_of
-from recfit.models._options import from_options
+from recfit.models._options import check_choice, from_options
 from recfit.pipeline import Pipeline, fingerprint
 from recfit.registry import find, names
-from recfit.training import Distill, Fit, train
+from recfit.training import Distill, Fit, Hold, train
 from recfit.types import Split, Unsupported
 
 FAMILIES = ("simplify", "distill", "prune", "quantize", "reduce", "two_stage", "cache", "runtime")
@@ -36,7 +36,7 @@ class Context:
     """What a technique may use: the data, the original, and how to train.
 
     With `structure_only` nothing is trained: the pipeline has its final shape and untrained weights, enough to
-    measure its size and speed before paying for its quality.
+    measure its size and speed before paying for its quality. `folder` keeps what several trainings share.
     """
 
     split: Split
@@ -45,6 +45,7 @@ class Context:
     structure_only: bool = False
     progress: bool = False
     checkpoint: Path | None = None
+    folder: Path | None = None
 
     @property
     def catalogue(self) -> Catalogue:
@@ -56,11 +57,12 @@ class Context:
             torch.manual_seed(self.fit.seed)
             return build(kind, options, self.catalogue)
 
-    def train(self, model: Model, *, distill: Distill | None = None, **changes: Any) -> Model:
+    def train(self, model: Model, *, distill: Distill | None = None, hold: Hold | None = None, **changes: Any) -> Model:
         """Train `model` in place with the study's settings and `changes` to them; returns it."""
         if not self.structure_only:
             settings = dataclasses.replace(self.fit, **changes)
-            train(model, self.split, settings, teacher=distill, checkpoint=self.checkpoint, progress=self.progress)
+            shown = {"checkpoint": self.checkpoint, "progress": self.progress}
+            train(model, self.split, settings, teacher=distill, hold=hold, **shown)  # type: ignore[arg-type]
         elif isinstance(model, Solved):
             _fill(model)
         return model
@@ -91,8 +93,16 @@ def settings_of(technique: Technique) -> dict[str, Any]:
 
 
 def make(name: str, settings: Mapping[str, Any]) -> Technique:
-    """The technique `name` with `settings`; a wrong one is answered with what is allowed."""
-    technique: Technique = from_options(find("techniques", name).Technique, settings, f"technique.{name}")
+    """The technique `name` with `settings`; a wrong one is answered with what is allowed.
+
+    `preset` stands for the settings that the technique's `PRESETS` have under its name; the others go before them.
+    """
+    module, given = find("techniques", name), dict(settings)
+    if (preset := given.pop("preset", None)) is not None:
+        presets = getattr(module, "PRESETS", {})
+        check_choice(f"technique.{name}.preset", preset, tuple(presets))
+        given = {**presets[preset], **given}
+    technique: Technique = from_options(module.Technique, given, f"technique.{name}")
     return technique
 
 

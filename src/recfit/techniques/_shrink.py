@@ -8,8 +8,10 @@ from typing import Protocol
 from recfit.models import Encoder, Model, Solved
 from recfit.pipeline import Pipeline
 from recfit.techniques import Context
-from recfit.training import Distill
+from recfit.training import Distill, Hold
 from recfit.types import Unsupported
+
+CALIBRATION = 8  # batches whose gradients tell how important a weight is
 
 
 class FineTuning(Protocol):
@@ -31,8 +33,10 @@ def size_of(model: Model, axis: str) -> int:
     return axes[axis]
 
 
-def fine_tuned(pipeline: Pipeline, model: Model, context: Context, settings: FineTuning) -> Pipeline:
-    """`pipeline` with the shrunk `model`, fine-tuned for `settings.epochs` (0 leaves it as it was cut).
+def fine_tuned(
+    pipeline: Pipeline, model: Model, context: Context, settings: FineTuning, hold: Hold | None = None
+) -> Pipeline:
+    """`pipeline` with the shrunk `model`, fine-tuned for `settings.epochs` (0 leaves it as it was cut) under `hold`.
 
     A solved model stays as it was cut: solving it again would throw away what was kept. An encoder learns from the
     original's scores too, which come cheap; a ranker's would cost a scan for every event.
@@ -42,6 +46,7 @@ def fine_tuned(pipeline: Pipeline, model: Model, context: Context, settings: Fin
         context.train(
             model,
             distill=lesson,
+            hold=hold,
             epochs=settings.epochs,
             data_fraction=settings.data_fraction,
             learning_rate=settings.learning_rate,

@@ -1,6 +1,7 @@
 """A small student learns the original's soft scores (Hinton et al., arXiv 1503.02531):
-`alpha * T^2 * KL(teacher / T || student / T) + beta * CE(next item)` over the catalogue. A student of
-the original's family starts from the original cut to its size, another encoder from the original's item vectors."""
+`alpha * T^2 * KL(teacher / T || student / T) + beta * CE(next item)` over the catalogue; or the original's order of its
+best items (Tang and Wang, KDD 2018, arXiv 1809.07428); and its vectors, if hinted at (Romero et al., arXiv 1412.6550). A
+student of the original's family starts from the original cut to its size, another encoder from its item vectors."""
 
 from __future__ import annotations
 
@@ -16,10 +17,16 @@ from recfit.techniques._students import students
 from recfit.training import Distill
 from recfit.types import Unsupported
 
+ITEMS = 100  # of each of the original's answers that students in a search learn from
+EVENTS = 5_000_000  # up to which they are kept: 2 GB of files
+
 
 @dataclass(frozen=True)
 class Technique:
-    """Train `models.build(kind, options)` against the original's scores and put it in the deciding stage."""
+    """Train `models.build(kind, options)` against the original's scores and put it in the deciding stage.
+
+    `loss` is `kl` or `ranking`, `hint` the weight of the vectors, `cache` how many items of each answer are computed once.
+    """
 
     family: ClassVar[str] = "distill"
     order: ClassVar[int] = 10
@@ -30,6 +37,9 @@ class Technique:
     alpha: float = 0.7
     beta: float = 0.3
     temperature: float = 2.0
+    loss: str = "kl"
+    hint: float = 0.0
+    cache: int = 0
 
     def apply(self, pipeline: Pipeline, context: Context) -> Pipeline:
         student = context.build(self.kind, self.options)
@@ -38,9 +48,20 @@ class Technique:
         teacher = context.original.main.model
         if not context.structure_only:
             inherit(student, teacher, context.split)
-        lesson = Distill(teacher, self.alpha, self.beta, self.temperature)
+        lesson = Distill(
+            teacher, self.alpha, self.beta, self.temperature, self.loss, self.hint, self.cache, context.folder
+        )
         return pipeline.with_main(Stage(context.train(student, distill=lesson)))
 
     @classmethod
     def variants(cls, context: Context) -> Sequence[Technique]:
-        return [cls(kind, options) for kind, options in students(context.original.main.model)]
+        model = context.original.main.model
+        return [cls(kind, options, cache=_cached(context)) for kind, options in students(model)]
+
+
+def _cached(context: Context) -> int:
+    """Items of the original's answers to keep: some where one pass over the data has all answers, none where every event
+    or too many of them would have to be asked for."""
+    model = context.original.main.model
+    cheap = isinstance(model, models.Causal) or "history" not in model.inputs
+    return ITEMS if cheap and len(context.split.train) <= EVENTS else 0

@@ -5,7 +5,7 @@ loss: Molchanov et al., arXiv 1906.10771)."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -16,11 +16,10 @@ from recfit.models._axes import strongest
 from recfit.models._options import check_choice, check_ranges
 from recfit.pipeline import Pipeline
 from recfit.techniques import Context
-from recfit.techniques._shrink import fine_tuned, size_of
+from recfit.techniques._shrink import CALIBRATION, fine_tuned, size_of
 from recfit.training import gradients
 from recfit.types import Unsupported
 
-CALIBRATION = 8  # batches whose gradients count
 # What takes the place of a weight (its gradient is None where it takes no part), so that the sum of squares that every
 # family's importance is made of becomes the sum that is wanted.
 WEIGHED: Mapping[str, Callable[[Tensor, Tensor | None], Tensor]] = {
@@ -38,7 +37,8 @@ class Technique:
     """Keep the share `keep` of the most important units of `axis`, then fine-tune on `data_fraction` of the users.
 
     A unit counts `by` the sum over its weights w of w^2 (`l2`), |w| (`l1`), |w * gradient of the loss| (`taylor`), or by
-    chance (`random`, the control that any other has to beat).
+    chance (`random`, the control that any other has to beat). In several `rounds` each cuts a part, the first the
+    largest (as Zhu and Gupta's cubic schedule), and has its share of the epochs.
     """
 
     family: ClassVar[str] = "prune"
@@ -48,6 +48,7 @@ class Technique:
     axis: str
     keep: float = 0.5
     by: str = "l2"
+    rounds: int = 1
     epochs: int = 20
     data_fraction: float = 1.0
     learning_rate: float = 1e-3
@@ -55,18 +56,23 @@ class Technique:
     def __post_init__(self) -> None:
         check_choice("technique.prune.by", self.by, tuple(WEIGHED))
         check_ranges("technique.prune", self, keep=(1e-6, 1), epochs=(0, 1e6), data_fraction=(1e-6, 1))
+        check_ranges("technique.prune", self, rounds=(1, 1000))
 
     def apply(self, pipeline: Pipeline, context: Context) -> Pipeline:
-        model = pipeline.main.model
-        size = size_of(model, self.axis)
+        size = size_of(pipeline.main.model, self.axis)
         count = max(1, round(size * self.keep))
         if count >= size:
             raise Unsupported(
                 f"keep={self.keep} of {size} {self.axis} removes nothing; pass keep < {1 - 0.5 / size:.2f}"
             )
-        judged = model if self.by == "l2" else _weighed(model, self.by, context)
-        best = model.shrink(self.axis, strongest(judged, self.axis, count))
-        return fine_tuned(pipeline, best, context, self)
+        settings = replace(self, epochs=-(-self.epochs // self.rounds))
+        for left in range(self.rounds - 1, -1, -1):
+            model = pipeline.main.model
+            wanted = count + round((size - count) * (left / self.rounds) ** 3)
+            judged = model if self.by == "l2" else _weighed(model, self.by, context)
+            best = model.shrink(self.axis, strongest(judged, self.axis, wanted))
+            pipeline = fine_tuned(pipeline, best, context, settings)
+        return pipeline
 
     @classmethod
     def variants(cls, context: Context) -> Sequence[Technique]:

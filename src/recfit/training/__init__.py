@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import islice
@@ -26,11 +26,12 @@ from recfit.training import checkpoint as checkpoints
 from recfit.training.batches import Batch, Draw, Sequences, crops, examples, inputs_for
 from recfit.training.checkpoint import Progress
 from recfit.training.evaluation import Evaluation, evaluate
-from recfit.training.settings import Distill, Epoch, Fit, Trained
-from recfit.training.steps import Step, check_trainable, longest_window
+from recfit.training.settings import Distill, Epoch, Fit, Hold, Trained
+from recfit.training.steps import Step, check_trainable, hinted, longest_window
+from recfit.training.teaching import teaching_of
 from recfit.types import DataError, IntArray, Queries, Split
 
-__all__ = ["Distill", "Epoch", "Fit", "Trained", "evaluate", "gradients", "inputs_for", "train"]
+__all__ = ["Distill", "Epoch", "Fit", "Hold", "Trained", "evaluate", "gradients", "inputs_for", "train"]
 
 VALIDATION_QUERIES = 2000
 MAX_NORM = 5.0
@@ -43,13 +44,14 @@ def train(
     settings: Fit,
     *,
     teacher: Distill | None = None,
+    hold: Hold | None = None,
     checkpoint: Path | None = None,
     progress: bool = True,
 ) -> Trained:
     """Train `model` in place on `split.train` and leave it with the weights of its best epoch, in evaluation mode.
 
     The best epoch is that of the highest NDCG@10 on (2,000 random queries of) `split.validation`. `checkpoint` names a
-    file that is written after every epoch and continued from where it exists.
+    file that is written after every epoch and continued from where it exists. `hold` keeps the weights to a rule.
     """
     start = time.monotonic()
     with _quiet(settings):
@@ -57,8 +59,10 @@ def train(
             model.solve(split)
             done = Progress((Epoch(0.0, _validation(model, split)(model)["ndcg@10"], time.monotonic() - start),), 0, {})
         else:
-            done = _Loop(model, split, settings, teacher, checkpoint, progress).run()
-            as_module(model).load_state_dict(done.weights)
+            torch.manual_seed(settings.seed)  # of what is added to the model for the training
+            with hinted(model, teacher):
+                done = _Loop(model, split, settings, teacher, hold, checkpoint, progress).run()
+                as_module(model).load_state_dict(done.weights)
     as_module(model).eval()
     precision = "fp32" if settings.dtype() == torch.float32 else "bf16"
     return Trained(done.epochs, done.best, done.epochs[done.best].ndcg, time.monotonic() - start, precision)
@@ -67,7 +71,7 @@ def train(
 def gradients(model: Model, split: Split, settings: Fit, batches: int) -> dict[str, Tensor]:
     """Gradients of the training loss by weight name, summed over the first `batches` batches of an epoch, no dropout."""
     with _quiet(settings):
-        loop = _Loop(model, split, settings, None, None, progress=False)
+        loop = _Loop(model, split, settings, None, None, None, progress=False)
         loop.module.eval()
         torch.manual_seed(settings.seed)
         for batch in islice(loop.batches(0), batches):
@@ -86,26 +90,33 @@ class _Loop:
         split: Split,
         settings: Fit,
         teacher: Distill | None,
+        hold: Hold | None,
         checkpoint: Path | None,
         progress: bool,
     ) -> None:
-        check_trainable(model)
+        loss = settings.loss_for(model)
+        check_trainable(model, loss, teacher)
         self.model, self.module, self.settings, self.checkpoint = model, as_module(model), settings, checkpoint
+        self.hold = hold
         self.sequences = Sequences.of(split.train)
         self.users = self.sequences.chosen(settings.data_fraction, settings.seed)
         if not len(self.users):
             raise DataError("no user has two events to learn from; give longer histories")
         self.validation = _validation(model, split)
-        self.step = Step(model, settings.loss_for(model), settings.negatives, settings.dtype(), teacher)
+        taught = None
+        if teacher is not None:
+            as_module(teacher.teacher).eval()
+            taught = teaching_of(teacher, self.sequences, self.users, turned=settings.reverse > 0, progress=progress)
+        self.step = Step(model, loss, settings.negatives, settings.dtype(), taught)
         self.length = longest_window(model, teacher)
         self.optimizer = _optimizer(self.module, settings)
         self.plan = _plan(model, settings, teacher)
         self.bar = tqdm(disable=not progress, desc=model.kind, unit="batch", dynamic_ncols=True)
-        if teacher is not None:
-            as_module(teacher.teacher).eval()
 
     def run(self) -> Progress:
         done = self._resumed() or Progress((), 0, {})
+        if self.hold is not None:
+            self.hold.begin()
         earlier = done.epochs[-1].seconds if done.epochs else 0.0
         self.start = time.monotonic() - earlier
         with self.bar:
@@ -131,13 +142,17 @@ class _Loop:
 
     def _through(self, epochs: float) -> float:
         """How much of the training is done after `epochs`, 0 to 1: of the epochs, or of the minutes if they end first."""
-        limit = self.settings
-        minutes = (time.monotonic() - self.start) / 60 / limit.max_minutes if limit.max_minutes > 0 and epochs else 0.0
-        return min(1.0, max(epochs / limit.epochs, minutes))
+        return _share(self.settings, epochs, time.monotonic() - self.start)
+
+    def _settled(self, epoch: int, done: Sequence[Epoch]) -> bool:
+        """Whether `epoch` began with its rule in full force, or has none."""
+        return self.hold is None or self.hold.settled(
+            _share(self.settings, epoch, done[epoch - 1].seconds if epoch else 0.0)
+        )
 
     def _extended(self, done: Progress, epoch: Epoch) -> Progress:
         epochs = (*done.epochs, epoch)
-        if done.epochs and epoch.ndcg <= done.epochs[done.best].ndcg:
+        if done.epochs and self._settled(done.best, epochs) and epoch.ndcg <= done.epochs[done.best].ndcg:
             return replace(done, epochs=epochs)
         weights = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
         return Progress(epochs, len(done.epochs), weights)
@@ -174,7 +189,15 @@ class _Loop:
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.module.parameters(), MAX_NORM)
         self.optimizer.step()
+        if self.hold is not None:
+            self.hold.after_step(self._through(epochs))
         return loss.item()
+
+
+def _share(limit: Fit, epochs: float, seconds: float) -> float:
+    """The part of a training that `epochs` and `seconds` are, 0 to 1."""
+    minutes = seconds / 60 / limit.max_minutes if limit.max_minutes > 0 and epochs else 0.0
+    return min(1.0, max(epochs / limit.epochs, minutes))
 
 
 def _schedule(step: int, warmup: int, through: float) -> float:
@@ -206,9 +229,7 @@ def _sampled(queries: Queries, limit: int) -> Queries:
 
 def _plan(model: Model, settings: Fit, teacher: Distill | None) -> str:
     """What a checkpoint must agree with to be continued: all settings, and what the training starts from."""
-    taught = None
-    if teacher is not None:
-        taught = [models.fingerprint(teacher.teacher), teacher.alpha, teacher.beta, teacher.temperature]
+    taught = None if teacher is None else [models.fingerprint(teacher.teacher), *teacher.lesson]
     return json.dumps([models.fingerprint(model), asdict(settings), taught])
 
 

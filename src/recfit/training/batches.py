@@ -16,10 +16,15 @@ BUCKET = 16  # batches whose windows are sorted by length together, so that a ba
 
 @dataclass(frozen=True)
 class Batch:
-    """`user` int64 [B] (row + 1); `window` tokens [B, L + 1], left-padded: the last one is what followed the others."""
+    """`user` int64 [B] (row + 1); `window` tokens [B, L + 1], left-padded: the last one is what followed the others.
+
+    `end` int64 [B] is the place after the window's last token among the tokens of the `Sequences`; of a window that was
+    turned around, among those of the turned sequences, which are counted on from there.
+    """
 
     user: Tensor
     window: Tensor
+    end: Tensor
 
     def __len__(self) -> int:
         return len(self.user)
@@ -31,6 +36,10 @@ class Batch:
     @property
     def target(self) -> Tensor:
         return self.window[:, -1]
+
+    def places(self, length: int) -> Tensor:
+        """Where the last `length` events of the history are, int64 [B, length]; padding is anywhere."""
+        return self.end[:, None] - 1 + torch.arange(-length, 0)
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,11 @@ class Sequences:
         histories = events.histories()
         bounds = torch.from_numpy(histories.indptr)
         return cls(torch.from_numpy(histories.values).long() + 1, bounds[:-1], bounds[1:])
+
+    def turned(self) -> Sequences:
+        """Every user's events in the opposite order, at the user's own places."""
+        ends = (self.start + self.stop - 1).repeat_interleave(self.stop - self.start)
+        return Sequences(self.tokens[ends - torch.arange(len(ends))], self.start, self.stop)
 
     def windows(self, users: Tensor, ends: Tensor, length: int) -> Tensor:
         """Up to `length` tokens before position `ends` of each user, left-padded, [B, length]."""
@@ -91,11 +105,14 @@ def crops(sequences: Sequences, users: Tensor, draw: Draw, reverse: float = 0.0)
         rows, sizes = order[batches[index]], lengths[batches[index]]
         slack = sequences.stop[rows] - sequences.start[rows] - sizes
         shift = (torch.rand(len(rows), generator=generator, dtype=torch.float64) * (slack + 1)).long()
-        windows = sequences.windows(rows, sequences.stop[rows] - shift, int(sizes.max()))
+        ends = sequences.stop[rows] - shift
+        windows = sequences.windows(rows, ends, int(sizes.max()))
         if reverse:
             turned = torch.rand(len(rows), 1, generator=generator) < reverse
             windows = torch.where(turned, _reversed(windows), windows)
-        yield Batch(rows + 1, windows)
+            mirrored = len(sequences.tokens) + sequences.start[rows] + sequences.stop[rows] - (ends - sizes)
+            ends = torch.where(turned[:, 0], mirrored, ends)
+        yield Batch(rows + 1, windows, ends)
 
 
 def _reversed(windows: Tensor) -> Tensor:
@@ -116,7 +133,7 @@ def examples(sequences: Sequences, users: Tensor, draw: Draw) -> Iterator[Batch]
     if draw.length:  # a first event has no history to be told from
         owner, ends = owner[within > 0], ends[within > 0]
     for part in _chunks(draw.some(len(owner)), draw.size):
-        yield Batch(owner[part] + 1, sequences.windows(owner[part], ends[part], draw.length + 1))
+        yield Batch(owner[part] + 1, sequences.windows(owner[part], ends[part], draw.length + 1), ends[part])
 
 
 def _chunks(rows: Tensor, size: int) -> list[Tensor]:

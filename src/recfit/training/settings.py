@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 import torch
 
-from recfit.models import Model, Ranker
+from recfit.models import Encoder, Model, Ranker, is_identity
 from recfit.models._options import check_choice, check_ranges
 from recfit.types import ConfigError
 
 LOSSES = ("auto", "ce", "sampled", "bce")
 PRECISIONS = ("auto", "fp32", "bf16")
+LESSONS = ("kl", "ranking")
 
 
 @dataclass(frozen=True)
@@ -72,16 +75,62 @@ class Fit:
 
 @dataclass(frozen=True)
 class Distill:
-    """Learn from `teacher` too: `alpha * T^2 * KL(teacher || student at T) + beta * own loss`, T the `temperature`
-    (Hinton, Vinyals and Dean, arXiv 1503.02531)."""
+    """Learn from `teacher` too: `alpha * lesson + beta * own loss + hint * feature loss`.
+
+    The lesson is `T^2 * KL(teacher || student at T)`, T the `temperature` (`kl`; Hinton, Vinyals and Dean, arXiv
+    1503.02531), or the teacher's best items as positives that weigh `exp(-rank / 10)` (`ranking`; Tang and Wang, KDD 2018,
+    arXiv 1809.07428). The feature loss is the squared distance of the teacher's vector from a learned linear map of the
+    student's (Romero et al., arXiv 1412.6550). `cache` is how many items of each of the teacher's answers are computed once
+    and kept in `folder` (in memory without one); 0 asks the teacher in every step.
+    """
 
     teacher: Model
     alpha: float = 0.7
     beta: float = 0.3
     temperature: float = 2.0
+    loss: str = "kl"
+    hint: float = 0.0
+    cache: int = 0
+    folder: Path | None = None
 
     def __post_init__(self) -> None:
-        check_ranges("distill", self, alpha=(0, 1e3), beta=(0, 1e3), temperature=(1e-2, 1e3))
+        check_choice("distill.loss", self.loss, LESSONS)
+        check_ranges("distill", self, alpha=(0, 1e3), beta=(0, 1e3), temperature=(1e-2, 1e3), hint=(0, 1e3))
+        check_ranges("distill", self, cache=(0, 1e6))
+        if self.loss == "ranking" and not self.cache:
+            raise ConfigError(
+                "distill.loss = 'ranking' learns from the teacher's best items; set cache to their number"
+            )
+        if self.hint and not has_vectors(self.teacher):
+            raise ConfigError(
+                f"distill.hint = {self.hint:g}, but {self.teacher.kind} has no vectors to teach; set it to 0"
+            )
+
+    @property
+    def lesson(self) -> tuple[float | str, ...]:
+        """Everything but the teacher and where its answers are kept."""
+        return self.alpha, self.beta, self.temperature, self.loss, self.hint, self.cache
+
+
+def has_vectors(model: Model) -> bool:
+    """Whether requests become vectors of the model's own."""
+    return isinstance(model, Encoder) and not is_identity(model)
+
+
+class Hold(Protocol):
+    """Keeps the weights of a model to a rule while they are trained."""
+
+    def begin(self) -> None:
+        """Called when the weights that the training starts or goes on from are there."""
+        ...
+
+    def after_step(self, through: float) -> None:
+        """Called after every step, at the share `through` of the training."""
+        ...
+
+    def settled(self, through: float) -> bool:
+        """Whether the rule is in full force at this share of the training; no epoch before that can be the best."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from recfit.models import Causal, Encoder, Model, Ranker, as_module, is_identity, scores
+from recfit.models import Causal, Encoder, Model, Ranker, as_module, is_identity
 from recfit.training.batches import Batch, inputs_for
-from recfit.training.losses import Soft, candidate_loss, catalogue_loss, divergence, sampled_loss
+from recfit.training.losses import candidate_loss, catalogue_loss, sampled_loss
 from recfit.training.settings import Distill
+from recfit.training.teaching import Lesson, Teaching
 from recfit.types import ConfigError
+
+HINT = "hint_map"  # of a student, while it trains: its vectors as its teacher's
 
 
 @dataclass(frozen=True)
@@ -23,11 +29,7 @@ class Step:
     loss: str
     negatives: int
     dtype: torch.dtype
-    distill: Distill | None = None
-
-    def __post_init__(self) -> None:
-        if self.distill is not None and self.loss == "sampled" and not isinstance(self.model, Ranker):
-            raise ConfigError("fit.loss = 'sampled' can't be distilled into an encoder; use loss = 'ce'")
+    teaching: Teaching | None = None
 
     def __call__(self, batch: Batch) -> Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
@@ -42,50 +44,37 @@ class Step:
         real = history > 0
         vectors = model.states(history)[real].float()
         targets = batch.window[:, -history.shape[1] :][real] - 1
-        if self.distill is None:
+        if self.teaching is None:
             return self._own(vectors, targets)
-        teacher = self.distill.teacher
-        if isinstance(teacher, Causal) and teacher.max_history >= history.shape[1]:
-            return self._own(vectors, targets, self._taught_positions(batch, real))
+        if (lesson := self.teaching.positions(batch, real)) is not None:
+            return self._own(vectors, targets, lesson)
         # The teacher can't answer every prefix, so only the newest position hears it.
         ends = real.sum(1).cumsum(0) - 1
-        return self._own(vectors, targets) + self._own(vectors[ends], targets[ends], self._taught(batch), 0.0)
+        return self._own(vectors, targets) + self._own(vectors[ends], targets[ends], self.teaching.newest(batch), 0.0)
 
     def _newest(self, batch: Batch) -> Tensor:
         model: Any = self.model
         vectors = model.encode(**inputs_for(self.model, batch.user, batch.history)).float()
-        return self._own(vectors, batch.target - 1, self._taught(batch) if self.distill else None)
+        return self._own(vectors, batch.target - 1, self.teaching.newest(batch) if self.teaching else None)
 
-    def _own(self, vectors: Tensor, targets: Tensor, soft: Soft | None = None, weight: float | None = None) -> Tensor:
+    def _own(
+        self, vectors: Tensor, targets: Tensor, lesson: Lesson | None = None, weight: float | None = None
+    ) -> Tensor:
         table = self._table()
         if self.loss == "sampled":
             return sampled_loss(vectors, table, targets, torch.randint(len(table), (self.negatives,)))
-        own = 1.0 if self.distill is None else self.distill.beta
-        return catalogue_loss(
-            vectors, table, targets, weight=own if weight is None else weight, soft=soft, dtype=self.dtype
-        )
+        own = 1.0 if self.teaching is None else self.teaching.distill.beta
+        weight, opinion = own if weight is None else weight, None if lesson is None else lesson.opinion
+        loss = catalogue_loss(vectors, table, targets, weight=weight, soft=opinion, dtype=self.dtype)
+        if lesson is None or lesson.vectors is None or self.teaching is None:
+            return loss
+        hinted = getattr(self.model, HINT)(vectors).float()
+        return loss + self.teaching.distill.hint * F.mse_loss(hinted, lesson.vectors)
 
     def _table(self) -> Tensor:
         model: Any = self.model
         table: Tensor = model.item_vectors()
         return table.float()
-
-    @torch.no_grad()
-    def _taught_positions(self, batch: Batch, real: Tensor) -> Soft:
-        """A causal teacher's answers after every prefix that the student answers."""
-        distill, teacher = _asked(self.distill), _asked(self.distill).teacher
-        length = real.shape[1]
-        history = batch.history[:, -teacher.max_history :]
-        model: Any = teacher
-        vectors = model.states(history)[:, -length:][real].float()
-        return Soft(vectors, model.item_vectors().float(), distill.temperature, distill.alpha)
-
-    @torch.no_grad()
-    def _taught(self, batch: Batch) -> Soft:
-        """Any teacher's scores of the catalogue after the whole window."""
-        distill = _asked(self.distill)
-        given = scores(distill.teacher, inputs_for(distill.teacher, batch.user, batch.history))
-        return Soft(given.float(), None, distill.temperature, distill.alpha)
 
     def _candidates(self, batch: Batch) -> Tensor:
         """The target beside random items, new ones for each request."""
@@ -94,26 +83,43 @@ class Step:
         items = torch.cat((batch.target[:, None], random), dim=1)
         given = model.score(items, **inputs_for(model, batch.user, batch.history)).float()
         own = candidate_loss(given, self.loss)
-        if self.distill is None:
+        if self.teaching is None:
             return own
-        wanted = self._taught(batch).vectors.gather(1, items - 1)
-        soft = divergence(given, wanted, self.distill.temperature)
-        return self.distill.beta * own + self.distill.alpha * soft
+        distill = self.teaching.distill
+        return distill.beta * own + distill.alpha * self.teaching.of_candidates(model, batch, items, given)
 
 
 def longest_window(model: Model, distill: Distill | None) -> int:
-    """Events before the target that a batch must hold."""
-    return max(model.max_history, 0 if distill is None else distill.teacher.max_history)
+    """Events before the target that a batch must hold. A known answer needs no more than the place of the newest."""
+    if distill is None or not distill.cache:
+        return max(model.max_history, 0 if distill is None else distill.teacher.max_history)
+    return max(model.max_history, int("history" in distill.teacher.inputs))
 
 
-def check_trainable(model: Model) -> None:
-    """Raise ConfigError for a model that gradient steps can't train."""
+def check_trainable(model: Model, loss: str, distill: Distill | None) -> None:
+    """Raise ConfigError for a model that gradient steps can't train, or not by this loss and teacher."""
     if not any(weight.requires_grad for weight in as_module(model).parameters()):
         raise ConfigError(f"{model.kind} has no weights to train and no solve(split); give it one of the two")
     if isinstance(model, Encoder) and is_identity(model):
         raise ConfigError(f"{model.kind} scores items directly; give it solve(split) or an item table")
+    if distill is None or isinstance(model, Ranker):
+        if distill is not None and distill.hint:
+            raise ConfigError(f"distill.hint = {distill.hint:g}, but {model.kind} has no vectors to learn; set it to 0")
+        return
+    if loss == "sampled":
+        raise ConfigError("fit.loss = 'sampled' can't be distilled into an encoder; use loss = 'ce'")
 
 
-def _asked(distill: Distill | None) -> Distill:
-    assert distill is not None
-    return distill
+@contextmanager
+def hinted(model: Model, distill: Distill | None) -> Iterator[None]:
+    """`model` with a linear map from its vectors to its teacher's, which learns along and is dropped afterwards."""
+    if distill is None or not distill.hint or isinstance(model, Ranker):
+        yield
+        return
+    student, teacher = (part.item_vectors().shape[1] for part in (model, distill.teacher))  # type: ignore[attr-defined]
+    module = as_module(model)
+    module.add_module(HINT, nn.Linear(student, teacher, bias=False))
+    try:
+        yield
+    finally:
+        delattr(module, HINT)
