@@ -34,16 +34,6 @@ def test_graphs_have_free_sizes(kind: str, options: dict[str, object], exported:
         assert node.shape[0] == "batch", f"{node.name} has shape {node.shape}"
 
 
-@pytest.mark.parametrize(("kind", "options"), toys.SHAPED, ids=str)
-def test_an_int8_graph_ranks_nearly_alike(kind: str, options: dict[str, object], exported: Exported) -> None:
-    pipeline = Pipeline(Stage(toys.trained(kind, options)))
-    engine = open_bundle(exported(Pipeline(replace(pipeline.main, graph="int8"))))
-    past = [3, 4, 6, 8]
-    answer = engine.recommend([Request("üser 5", tuple(f"item № {row}" for row in past))])[0]
-    rows = [toys.around().item_ids.index(item) for item in answer.items]
-    toys.assert_ranks(rows, answer.scores, toys.expected(pipeline, 5, past), 10, error=0.1)
-
-
 @pytest.mark.parametrize("kind", ["sasrec", "neumf"])
 def test_int8_makes_the_graph_smaller(kind: str, tmp_path: Path) -> None:
     wide = {"sasrec": {"layers": 2, "embedding_dim": 64, "ffn": 128}, "neumf": {"embedding_dim": 64, "hidden": 128}}

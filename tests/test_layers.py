@@ -25,7 +25,7 @@ ORDER: Sequence[set[str]] = (
     {"data"},
     {"measure", "serve"},
     {"models"},
-    {"training"},
+    {"training", "graphs"},
     {"pipeline"},
     {"techniques", "export"},
     {"search", "selecting"},

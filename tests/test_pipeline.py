@@ -16,7 +16,7 @@ def rich() -> Pipeline:
     """A pipeline that uses everything."""
     return Pipeline(
         retrieve=Stage(toys.trained("als", toys.SHAPES["als"][0]), table="int8", table_options={"dim": 8}),
-        rank=Stage(toys.trained("neumf", toys.SHAPES["neumf"][1]), graph="int8"),
+        rank=Stage(toys.trained("neumf", toys.SHAPES["neumf"][1]), graph="int8", graph_options={"per": "tensor"}),
         candidates=17,
         cache=CachePlan(0.3, 20, 60.0),
         runtime=RuntimePlan("ort", 2, {"graph": "extended"}),
@@ -33,6 +33,7 @@ def test_what_is_saved_is_loaded(made: Pipeline, tmp_path: Path) -> None:
     assert (again.candidates, again.cache, again.runtime) == (made.candidates, made.cache, made.runtime)
     assert again.stages.keys() == made.stages.keys()
     assert [stage.table_options for stage in again.stages.values()] == [s.table_options for s in made.stages.values()]
+    assert [stage.graph_options for stage in again.stages.values()] == [s.graph_options for s in made.stages.values()]
 
 
 def test_a_half_saved_pipeline_is_not_taken_for_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,6 +60,7 @@ def test_every_difference_shows_in_the_fingerprint() -> None:
         replace(made, runtime=RuntimePlan("ort", 2)),
         replace(made, rank=None),
         replace(made, retrieve=replace(made.retrieve, table="float32")),
+        replace(made, rank=replace(made.rank, graph_options={})),
         replace(made, rank=replace(made.rank, model=toys.untrained("neumf", toys.SHAPES["neumf"][1]))),
     ]
     assert len({fingerprint(other) for other in others}) == len(others)

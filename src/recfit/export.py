@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
+import tempfile
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from recfit import bundle, models
+from recfit import bundle, graphs, models
 from recfit.engine import Engine
 from recfit.models import Model, Tied
 from recfit.pipeline import CachePlan, Pipeline, Stage
@@ -26,7 +27,8 @@ from recfit.tables import pq
 from recfit.types import BundleError, ConfigError, Features, Ragged, Recommendation, Request, Rows, Split
 
 OPSET = 17
-QUANTIZED = ["MatMul", "Gemm", "Gather"]
+GRAPH = "model.onnx"
+REPORT = "quantization.json"
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,20 @@ def surroundings(split: Split, histories: Ragged) -> Surroundings:
     return Surroundings(train.user_ids, train.item_ids, train.titles, train.user_features, histories, popular)
 
 
-def export(pipeline: Pipeline, around: Surroundings, directory: Path, *, name: str, recipe: Mapping[str, Any]) -> Path:
+def export(
+    pipeline: Pipeline,
+    around: Surroundings,
+    directory: Path,
+    *,
+    name: str,
+    recipe: Mapping[str, Any],
+    report: bool = False,
+) -> Path:
     """Write `pipeline` as a sealed bundle at `directory`, in the place of a bundle that was there; returns `directory`.
 
     It is written beside and moved there once it is whole. Raises `BundleError` rather than replace anything else, and
-    `ConfigError` for a model of other data.
+    `ConfigError` for a model of other data. `report` adds what its graph's format does to each layer of a stage, which
+    takes seconds.
     """
     _check_replaceable(directory)
     for stage in pipeline.stages.values():
@@ -62,7 +73,7 @@ def export(pipeline: Pipeline, around: Surroundings, directory: Path, *, name: s
     draft = directory.with_name(f"{directory.name}.part")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
-    stages = {key: asdict(_write_stage(key, draft / key, pipeline)) for key in pipeline.stages}
+    stages = {key: asdict(_write_stage(key, draft / key, pipeline, around, report)) for key in pipeline.stages}
     _write_surroundings(around, draft)
     plan = {"rank": None, **stages, "candidates": pipeline.candidates, "threads": pipeline.runtime.threads}
     manifest = {
@@ -98,29 +109,57 @@ def _check_sizes(model: Model, around: Surroundings) -> None:
             raise ConfigError(f"{model.kind} was built for {known} {what}, the data has {given}; train it on this data")
 
 
-def _write_stage(name: str, directory: Path, pipeline: Pipeline) -> StageSpec:
+def _write_stage(name: str, directory: Path, pipeline: Pipeline, around: Surroundings, report: bool) -> StageSpec:
     directory.mkdir()
     stage = pipeline.stages[name]
-    model, runtime = stage.model, find("runtimes", pipeline.runtime.name)
+    runtime = find("runtimes", pipeline.runtime.name)
     if name == "rank":
         runtime = find("runtimes", getattr(runtime, "RESCORER", pipeline.runtime.name))
-    spec = StageSpec(
-        kind=stage.kind,
-        runtime=runtime.__name__.rsplit(".", 1)[1],
-        inputs=model.inputs,
-        n_items=model.catalogue.n_items,
-        max_history=model.max_history,
-        options=dict(pipeline.runtime.options),
+    spec = replace(
+        _described(stage), runtime=runtime.__name__.rsplit(".", 1)[1], options=dict(pipeline.runtime.options)
     )
     if spec.runtime == "torch":
-        models.save(model, directory / "model")
+        models.save(stage.model, directory / "model")
         return spec
-    _write_graph(stage, directory / "model.onnx")
-    if stage.kind == "encoder":
-        spec = replace(spec, tied=isinstance(model, Tied), table=_write_table(stage, directory / "table"))
+    spec, feed = _write_float32(stage, spec, around, directory)
+    if report and stage.graph != "float32":
+        _write_report(stage, directory, feed)
+    graphs.convert(directory / GRAPH, stage.graph, stage.graph_options, feed)
+    _sparse.pack(directory / GRAPH)
     if convert := getattr(runtime, "convert", None):
         convert(directory, spec)
     return spec
+
+
+def sensitivities(stage: Stage, around: Surroundings) -> list[graphs.LayerError]:
+    """What the graph format of `stage` does to each of its layers, the worst first."""
+    with tempfile.TemporaryDirectory() as folder:
+        _, feed = _write_float32(stage, _described(stage), around, Path(folder))
+        return graphs.report(Path(folder) / GRAPH, stage.graph, stage.graph_options, feed)
+
+
+def _described(stage: Stage) -> StageSpec:
+    model = stage.model
+    return StageSpec(stage.kind, "ort", model.inputs, model.catalogue.n_items, model.max_history)
+
+
+def _write_float32(
+    stage: Stage, spec: StageSpec, around: Surroundings, directory: Path
+) -> tuple[StageSpec, graphs.Feed]:
+    """The graph as it is exported, and the item table; returns how they are stored, and inputs of the graph."""
+    _write_graph(stage, directory / GRAPH)
+    if stage.kind == "encoder":
+        spec = replace(spec, tied=isinstance(stage.model, Tied), table=_write_table(stage, directory / "table"))
+    known = around.histories, around.user_features, around.fallback
+    return spec, partial(graphs.calibration, directory, spec, *known)
+
+
+def _write_report(stage: Stage, directory: Path, feed: graphs.Feed) -> None:
+    found = graphs.report(directory / GRAPH, stage.graph, stage.graph_options, feed)
+    skip = stage.graph_options.get("skip", ())
+    layers = [{**asdict(part), "format": "float32" if part.layer in skip else stage.graph} for part in found]
+    text = json.dumps({"format": stage.graph, "options": dict(stage.graph_options), "layers": layers}, indent=1)
+    (directory / REPORT).write_text(text, encoding="utf-8")
 
 
 def _write_table(stage: Stage, directory: Path) -> dict[str, Any]:
@@ -166,41 +205,6 @@ def _write_graph(stage: Stage, path: Path) -> None:
             opset_version=OPSET,
             dynamo=False,
         )
-    if stage.graph == "int8":
-        _quantize_graph(path)
-    _sparse.pack(path)
-
-
-def _quantize_graph(path: Path) -> None:
-    """int8 weights and dynamically quantized activations for every matrix product of the graph at `path`.
-
-    Weights keep to 7 bits: processors without VNNI add two products of 8 bits in 16, where larger ones saturate.
-    """
-    from onnx import TensorProto, load
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    log = logging.getLogger()
-    level = log.level
-    log.setLevel(logging.ERROR)  # it advises a pre-processing step that does nothing for these graphs
-    try:
-        quantize_dynamic(
-            path,
-            path,
-            weight_type=QuantType.QInt8,
-            per_channel=True,
-            reduce_range=True,
-            op_types_to_quantize=QUANTIZED,
-            nodes_to_exclude=_stacked(load(path).graph),
-            extra_options={"DefaultTensorType": TensorProto.FLOAT},  # of what comes out of ONNX Runtime's own operators
-        )
-    finally:
-        log.setLevel(level)
-
-
-def _stacked(graph: Any) -> list[str]:
-    """Products with a stack of matrices (one for each head), which ONNX Runtime has no int8 kernel for."""
-    sizes = {weight.name: len(weight.dims) for weight in graph.initializer}
-    return [node.name for node in graph.node if node.op_type == "MatMul" and sizes.get(node.input[1], 2) > 2]
 
 
 def example_inputs(stage: Stage) -> tuple[list[str], list[Tensor]]:

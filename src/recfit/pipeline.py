@@ -15,10 +15,11 @@ from recfit.models import Encoder, Model
 
 @dataclass(frozen=True)
 class Stage:
-    """A model and the formats it is stored in: `graph` is `float32` or `int8`, `table` a file of `tables/`."""
+    """A model and the formats it is stored in: `graph` a file of `graphs/`, `table` one of `tables/`."""
 
     model: Model
     graph: str = "float32"
+    graph_options: Mapping[str, Any] = field(default_factory=dict)
     table: str = "float32"
     table_options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -114,7 +115,12 @@ def _plan(pipeline: Pipeline) -> dict[str, Any]:
     """Everything but the weights, JSON-able."""
     return {
         "stages": {
-            name: {"graph": stage.graph, "table": stage.table, "table_options": dict(stage.table_options)}
+            name: {
+                "graph": stage.graph,
+                "graph_options": dict(stage.graph_options),
+                "table": stage.table,
+                "table_options": dict(stage.table_options),
+            }
             for name, stage in pipeline.stages.items()
         },
         "candidates": pipeline.candidates,

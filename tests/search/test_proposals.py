@@ -20,7 +20,7 @@ STEPS = [
     make("distill", {"kind": "sasrec"}),
     make("prune", {"axis": "ffn"}),
     make("quantize", {}),
-    make("quantize", {"graph": False}),
+    make("quantize", {"graph": "float32"}),
     make("cache", {}),
     make("runtime", {"graph": "extended"}),
 ]

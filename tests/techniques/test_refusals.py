@@ -17,6 +17,7 @@ from recfit.types import ConfigError, Unsupported
 SASREC, NEUMF, EASE, ALS = (toys.original(kind) for kind in ("sasrec", "neumf", "ease", "als"))
 INT8 = Pipeline(replace(SASREC.main, graph="int8", table="int8"))
 EAGER = replace(SASREC, runtime=RuntimePlan("torch"))
+SMALL = replace(SASREC, runtime=RuntimePlan("numpy"))
 TWO = Pipeline(ALS.main, SASREC.main, candidates=20)
 
 
@@ -32,12 +33,22 @@ REFUSED: list[tuple[Pipeline, str, Mapping[str, Any], str]] = [
     (SASREC, "reduce", {"axis": "features", "size": 1}, "sasrec has no axis 'features'"),
     (NEUMF, "reduce", {"axis": "history_length", "size": 1}, "neumf has no axis 'history_length'"),
     (SASREC, "distill", {"kind": "ease"}, "ease is solved in closed form and cannot learn a teacher's scores"),
-    (EAGER, "quantize", {}, "this pipeline runs on PyTorch; change the runtime first"),
-    (NEUMF, "quantize", {"graph": False}, "neumf has no item table of its own to store in fewer bits; pass graph=true"),
-    (EASE, "quantize", {"graph": False}, "ease has no item table of its own"),
+    (EAGER, "quantize", {}, "torch runs no graph of format int8 and no stage in fewer bits; change the runtime first"),
+    (EAGER, "quantize", {"graph": "float32"}, "torch runs no graph of format float32 and no stage in fewer bits"),
+    (SMALL, "quantize", {"graph": "codebook"}, "numpy runs no graph of format codebook and no stage in fewer bits"),
+    (
+        NEUMF,
+        "quantize",
+        {"graph": "float32"},
+        "neumf has no item table of its own to store in fewer bits; name a format",
+    ),
+    (EASE, "quantize", {"graph": "float32"}, "ease has no item table of its own"),
+    (SASREC, "quantize", {"restore": 99}, "restore=99 leaves none of 10 layers in int8; pass less, or more tolerance"),
     (INT8, "quantize", {}, r"quantize\(\) changed nothing here; leave it out of the recipe"),
     (INT8, "runtime", {"name": "torch"}, "PyTorch runs the float32 model as it is"),
-    (SASREC, "runtime", {"name": "torch", "graph": "basic"}, "PyTorch runs the float32 model as it is"),
+    (INT8, "runtime", {"name": "numpy"}, "numpy runs no int8 graph; leave out quantize's, or keep name='ort'"),
+    (SASREC, "runtime", {"name": "torch", "graph": "basic"}, "torch has one way to run a graph; leave out graph"),
+    (SASREC, "runtime", {"name": "numpy", "graph": "none"}, "numpy has one way to run a graph; leave out graph"),
     (SASREC, "runtime", {}, r"runtime\(\) changed nothing here"),
     (TWO, "two_stage", {"retriever": "ease"}, "this pipeline already has two stages"),
     (SASREC, "two_stage", {"retriever": "als", "candidates": 40}, "candidates=40 is the whole catalogue of 40 items"),
@@ -76,7 +87,17 @@ WRONG = [
     ("runtime", {"threads": 0}, "threads = 0 is outside 1 to"),
     ("runtime", {"name": "openvno"}, "technique.runtime.name = 'openvno'; allowed: numpy, ort, torch"),
     ("runtime", {"graph": "most"}, "allowed: none, basic, extended, all"),
-    ("quantize", {"graph": "yes"}, "technique.quantize.graph = 'yes' is a str; it must be a bool"),
+    ("quantize", {"graph": True}, "technique.quantize.graph = True is a bool; it must be a str"),
+    (
+        "quantize",
+        {"graph": "int9"},
+        r"technique.quantize.graph = 'int9' \(did you mean 'int8'\?\); allowed: codebook, float32",
+    ),
+    ("quantize", {"graph_options": {"bits": 3}}, "graph.int8 has no setting 'bits'; allowed: per, skip"),
+    ("quantize", {"restore": "all"}, "restore = 'all'; allowed: \"auto\", or a number from 0"),
+    ("quantize", {"restore": -1}, 'restore = -1; allowed: "auto", or a number from 0'),
+    ("quantize", {"restore": 1.5}, "restore = 1.5 is a float; it must be a int"),
+    ("quantize", {"tolerance": 2.0}, "tolerance = 2.0 is outside 0 to 1"),
     (
         "quantize",
         {"table": "pq", "table_options": {"part": 4}},
@@ -122,7 +143,7 @@ def test_a_description_shows_what_is_not_default() -> None:
 
 def test_nothing_is_proposed_that_does_not_fit() -> None:
     """On an original without an item table, quantize proposes the graph alone."""
-    for pipeline, count in ((SASREC, 3), (NEUMF, 1), (EASE, 1)):
+    for pipeline, count in ((SASREC, 4), (NEUMF, 2), (EASE, 2)):
         (variants,) = available(["quantize"])
         assert len(variants(context_of(pipeline))) == count
         for step in variants(context_of(pipeline)):

@@ -53,7 +53,8 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     """`value` as `hint` wants it: ints count as floats, lists as tuples; anything else must match."""
     origin = get_origin(hint) or hint
     if origin in (types.UnionType,):
-        return None if value is None else _typed(value, get_args(hint)[0], where)
+        fits = [part for part in get_args(hint) if type(value) is part]
+        return value if fits else _typed(value, get_args(hint)[0], where)
     if origin is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if origin is tuple and isinstance(value, list | tuple):

@@ -25,6 +25,7 @@ GRAPH = "model.onnx"
 PLAN = "plan.json"
 CONSTANTS = "constants.npz"
 ENDS = ("takes", "gives")
+GRAPHS = ("float32",)
 
 
 def convert(directory: Path, spec: StageSpec) -> None:

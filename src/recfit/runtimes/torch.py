@@ -15,6 +15,8 @@ from recfit.types import BundleError, FloatArray, IntArray, Rows
 if TYPE_CHECKING:
     from recfit.models import Model
 
+GRAPHS = ("float32",)
+
 
 def open_scorer(directory: Path, spec: StageSpec, threads: int) -> Scorer:
     try:

@@ -31,7 +31,8 @@ class Workshop:
 
 @dataclass(frozen=True)
 class Job:
-    """One bundle to make. `structure_only` skips training; `final` stores today's histories instead of older ones."""
+    """One bundle to make. `structure_only` skips training; `final` stores today's histories instead of older ones, and
+    what quantization did to each layer."""
 
     recipe: list[dict[str, Any]]
     output: Path
@@ -45,7 +46,8 @@ def build(workshop: Workshop, job: Job) -> str:
     recipe = Recipe.from_json(job.recipe)
     pipeline = _applied(recipe, workshop, job)
     around = surroundings(workshop.split, snapshot(workshop.split, final=job.final))
-    export(pipeline, around, job.output, name=recipe.name, recipe={"id": recipe.id, "steps": job.recipe})
+    described = {"id": recipe.id, "steps": job.recipe}
+    export(pipeline, around, job.output, name=recipe.name, recipe=described, report=job.final)
     return str(job.output)
 
 

@@ -35,14 +35,7 @@ class Config:
 def write(vectors: FloatArray, directory: Path, config: Config) -> None:
     from onnx import helper
 
-    padded = np.zeros((len(vectors), config.blocks * config.block), np.float32)
-    padded[:, : config.dim] = vectors
-    parts = padded.reshape(len(vectors), config.blocks, config.block)
-    largest = np.take_along_axis(parts, np.abs(parts).argmax(axis=2)[:, :, None], axis=2)
-    scales = (largest / -MIDDLE).astype(np.float32)
-    codes = np.rint(np.divide(parts, scales, out=np.zeros_like(parts), where=scales != 0)).clip(-8, 7) + MIDDLE
-    nibbles = codes.astype(np.uint8)
-    packed = nibbles[:, :, 0::2] | (nibbles[:, :, 1::2] << 4)  # [n, blocks, block / 2]
+    codes, scales = packed(vectors, config)
     settings: dict[str, Any] = {
         "K": config.dim,
         "N": len(vectors),
@@ -51,7 +44,27 @@ def write(vectors: FloatArray, directory: Path, config: Config) -> None:
         "accuracy_level": 1,
     }
     node = helper.make_node("MatMulNBits", ["query", "rows", "scales"], ["scores"], domain="com.microsoft", **settings)
-    _scan.write_graph(directory, [node], config.dim, {"rows": packed, "scales": scales[:, :, 0]})
+    _scan.write_graph(directory, [node], config.dim, {"rows": codes, "scales": scales})
+
+
+def packed(vectors: FloatArray, config: Config) -> tuple[npt.NDArray[np.uint8], FloatArray]:
+    """Nibbles [n, blocks, block / 2] and scales [n, blocks] of `vectors` [n, dim]."""
+    padded = np.zeros((len(vectors), config.blocks * config.block), np.float32)
+    padded[:, : config.dim] = vectors
+    parts = padded.reshape(len(vectors), config.blocks, config.block)
+    largest = np.take_along_axis(parts, np.abs(parts).argmax(axis=2)[:, :, None], axis=2)
+    scales = (largest / -MIDDLE).astype(np.float32)
+    codes = np.rint(np.divide(parts, scales, out=np.zeros_like(parts), where=scales != 0)).clip(-8, 7) + MIDDLE
+    nibbles = codes.astype(np.uint8)
+    return (nibbles[:, :, 0::2] | (nibbles[:, :, 1::2] << 4)).astype(np.uint8), scales[:, :, 0]
+
+
+def widened(codes: npt.NDArray[np.uint8], scales: FloatArray, config: Config) -> FloatArray:
+    """The vectors that `packed` stored, of any leading shape: [..., blocks * block / 2], [..., blocks] -> [..., dim]."""
+    pairs = np.stack((codes & 15, codes >> 4), axis=-1).astype(np.float32) - MIDDLE
+    parts = pairs.reshape(*codes.shape[:-1], config.blocks, config.block) * scales[..., None]
+    rows: FloatArray = parts.reshape(*codes.shape[:-1], -1)[..., : config.dim]
+    return rows
 
 
 def open_table(directory: Path, config: Config, threads: int) -> Int4:
@@ -68,16 +81,10 @@ class Int4:
         self.scores = _scan.Scan(directory, threads)
 
     def rows(self, items: IntArray) -> FloatArray:
-        return self._widened(self._packed.take(items, axis=0), self._scales.take(items, axis=0))
-
-    def _widened(self, packed: npt.NDArray[np.uint8], scales: FloatArray) -> FloatArray:
-        pairs = np.stack((packed & 15, packed >> 4), axis=-1).astype(np.float32) - MIDDLE
-        parts = pairs.reshape(*packed.shape[:-1], self._config.blocks, self._config.block) * scales[..., None]
-        rows: FloatArray = parts.reshape(*packed.shape[:-1], -1)[..., : self._config.dim]
-        return rows
+        return widened(self._packed.take(items, axis=0), self._scales.take(items, axis=0), self._config)
 
     def matrix(self) -> FloatArray:
-        return self._widened(self._packed, self._scales)
+        return widened(self._packed, self._scales, self._config)
 
     def rescore(self, queries: FloatArray, items: IntArray) -> FloatArray:
         return _scan.dot(self.rows(items), queries)

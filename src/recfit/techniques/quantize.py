@@ -1,16 +1,29 @@
-"""Fewer bits: int8 weights and activations of the graph, and another format of the item table."""
+"""Fewer bits: the graph in another format (a file of `graphs/`), the item table in another (a file of `tables/`).
+
+Mixed precision by sensitivity: layers are ranked by how far the graph's output moves when each alone is quantized, and
+the worst stay float32 (as in HAWQ, Dong et al., arXiv 1905.03696, with the measured output in the place of the Hessian).
+"""
 
 from __future__ import annotations
 
+import tempfile
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
-from recfit.models._options import check_choice, from_options
+from recfit import graphs
+from recfit.export import Surroundings, export, sensitivities, surroundings
+from recfit.measure import lists, quality
+from recfit.models._options import check_choice, check_ranges, from_options
 from recfit.pipeline import Pipeline, Stage
 from recfit.registry import find, names
 from recfit.techniques import Context
-from recfit.types import Unsupported
+from recfit.types import ConfigError, Queries, Unsupported
+
+AUTO = "auto"
+METRIC = "ndcg@10"
 
 # Below this many items the codebooks of `pq` outweigh what they save over int4 rows.
 CODED_ITEMS = 4000
@@ -18,51 +31,100 @@ CODED_ITEMS = 4000
 
 @dataclass(frozen=True)
 class Technique:
-    """Store the graph's matrix products as int8 (`graph`) and the item table in another format (a file of `tables/` with
-    `table_options` for its settings; `float32` leaves it, and a table of trained codes is left as it is)."""
+    """Store the graph in the format `graph` with `graph_options`, and the item table in the format `table`
+    with `table_options`; `float32` leaves either, and a table of trained codes is left as it is.
+
+    The `restore` layers that the graph's output is most sensitive to stay float32; "auto" restores as few as keep the
+    loss of NDCG@10 on the requests that end trainings within the share `tolerance`.
+    """
 
     family: ClassVar[str] = "quantize"
     order: ClassVar[int] = 40
     trains: ClassVar[bool] = False
 
-    graph: bool = True
+    graph: str = "int8"
     table: str = "int8"
     table_options: Mapping[str, Any] = field(default_factory=dict)
+    graph_options: Mapping[str, Any] = field(default_factory=dict)
+    restore: int | str = 0
+    tolerance: float = 0.01
 
     def __post_init__(self) -> None:
-        check_choice(
-            "technique.quantize.table", self.table, tuple(name for name in names("tables") if name != "identity")
-        )
+        tables = tuple(name for name in names("tables") if name != "identity")
+        check_choice("technique.quantize.graph", self.graph, names("graphs"))
+        check_choice("technique.quantize.table", self.table, tables)
         options = {**self.table_options, "dim": 1}
         from_options(find("tables", self.table).Config, options, "technique.quantize.table_options")
+        graphs.config_of(self.graph, self.graph_options)
+        if self.restore != AUTO and (isinstance(self.restore, str) or self.restore < 0):
+            raise ConfigError(f'technique.quantize.restore = {self.restore!r}; allowed: "auto", or a number from 0')
+        check_ranges("technique.quantize", self, tolerance=(0, 1))
 
     def apply(self, pipeline: Pipeline, context: Context) -> Pipeline:
-        stage = pipeline.main
-        table = self.table != "float32" and _stored_rows(stage)
-        if pipeline.runtime.name == "torch":
+        stage, runtime = pipeline.main, pipeline.runtime.name
+        has_table = self.table != "float32" and _stored_rows(stage)
+        if runtime == "torch" or self.graph not in graphs.runnable(runtime):
             raise Unsupported(
-                "int8 graphs run on ONNX Runtime, this pipeline runs on PyTorch; change the runtime first"
+                f"{runtime} runs no graph of format {self.graph} and no stage in fewer bits; change the runtime first"
             )
-        if not self.graph and not table:
+        if self.graph == "float32" and not has_table:
             if stage.coded:
-                raise Unsupported(f"{stage.model.kind} keeps its table of trained codes; pass graph=true")
+                raise Unsupported(f"{stage.model.kind} keeps its table of trained codes; name a format for its graph")
             raise Unsupported(
-                f"{stage.model.kind} has no item table of its own to store in fewer bits; pass graph=true"
+                f"{stage.model.kind} has no item table of its own to store in fewer bits; name a format for its graph"
             )
-        changed = replace(stage, graph="int8") if self.graph else stage
-        if table:
-            changed = replace(changed, table=self.table, table_options=self.table_options)
-        return pipeline.with_main(changed)
+        if has_table:
+            stage = replace(stage, table=self.table, table_options=self.table_options)
+        if self.graph != "float32":
+            stage = replace(stage, graph=self.graph, graph_options=dict(self.graph_options))
+            stage = self._restored(stage, context)
+        return pipeline.with_main(stage)
+
+    def _restored(self, stage: Stage, context: Context) -> Stage:
+        """`stage` with its worst layers left float32. An untrained one has none that are worse than others."""
+        if self.restore == 0 or context.structure_only:
+            return stage
+        around = surroundings(context.split, context.split.train.histories())
+        skip = list(stage.graph_options.get("skip", ()))
+        worst = [part.layer for part in sensitivities(stage, around) if part.layer not in skip]
+        stages = [
+            replace(stage, graph_options={**stage.graph_options, "skip": [*skip, *worst[:count]]})
+            for count in range(len(worst))
+        ]
+        if self.restore == AUTO:
+            queries = context.split.validation
+            floor = (1 - self.tolerance) * _ndcg(replace(stage, graph="float32", graph_options={}), around, queries)
+            count = bisect_left(stages, True, key=lambda less: _ndcg(less, around, queries) >= floor)
+        else:
+            count = int(self.restore)
+        if count >= len(stages):
+            raise Unsupported(
+                f"restore={self.restore} leaves none of {len(stages)} layers in {self.graph}; pass less, or more tolerance"
+            )
+        return stages[count]
 
     @classmethod
     def variants(cls, context: Context) -> Sequence[Technique]:
         main = context.original.main
-        table = [cls(graph=False), cls(graph=False, table="int4")]
-        if main.model.catalogue.n_items >= CODED_ITEMS and (dim := getattr(main.model.config, "embedding_dim", 0)) >= 8:
-            table += [cls(graph=False, table="pq", table_options={"parts": dim // width}) for width in (4, 8)]
-        return [*(table if _stored_rows(main) else []), cls()]
+        tables: list[Technique] = []
+        if _stored_rows(main):
+            tables = [cls(graph="float32"), cls(graph="float32", table="int4"), cls(graph="codebook", table="int4")]
+            dim = getattr(main.model.config, "embedding_dim", 0)
+            if main.model.catalogue.n_items >= CODED_ITEMS and dim >= 8:
+                parts = [{"parts": dim // width} for width in (4, 8)]
+                tables += [cls(graph="float32", table="pq", table_options=part) for part in parts]
+        return [*tables, cls(), *([] if tables else [cls(graph="codebook")])]
 
 
 def _stored_rows(stage: Stage) -> bool:
     """Whether the stage has a table of item vectors, which any format may hold."""
     return stage.kind == "encoder" and not (stage.identity or stage.coded)
+
+
+def _ndcg(stage: Stage, around: Surroundings, queries: Queries) -> float:
+    """NDCG@10 of a bundle of `stage` alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = export(Pipeline(stage), around, Path(folder) / "bundle", name="quantize", recipe={})
+        found, _ = lists(bundle, queries)
+    values = quality.by_user(quality.per_query(found, queries.targets, [METRIC]), queries.user)
+    return float(values[METRIC].mean())

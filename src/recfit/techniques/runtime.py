@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from dataclasses import replace as changed
 from typing import ClassVar
 
+from recfit.graphs import runnable
 from recfit.models import Encoder
 from recfit.models._options import check_choice, check_ranges
 from recfit.pipeline import Pipeline, RuntimePlan
@@ -35,17 +36,15 @@ class Technique:
         check_ranges("technique.runtime", self, threads=(1, 1024))
 
     def apply(self, pipeline: Pipeline, context: Context) -> Pipeline:
-        formats = {form for stage in pipeline.stages.values() for form in (stage.graph, stage.table)}
-        if self.name == "torch" and (formats != {"float32"} or self.graph != "all"):
+        formats = {stage.graph for stage in pipeline.stages.values()}
+        if self.name == "torch" and (formats | {s.table for s in pipeline.stages.values()}) != {"float32"}:
+            raise Unsupported("PyTorch runs the float32 model as it is; leave out quantize, or keep name='ort'")
+        if unable := sorted(formats - {*runnable(self.name)}):
             raise Unsupported(
-                "PyTorch runs the float32 model as it is; leave out quantize and graph, or keep name='ort'"
+                f"{self.name} runs no {', '.join(unable)} graph; leave out quantize's, or keep name='ort'"
             )
-        if self.name == "numpy" and (
-            "int8" in {stage.graph for stage in pipeline.stages.values()} or self.graph != "all"
-        ):
-            raise Unsupported(
-                "NumPy has no integer products and one way to run a graph; leave out graph, or keep name='ort'"
-            )
+        if self.name in ("torch", "numpy") and self.graph != "all":
+            raise Unsupported(f"{self.name} has one way to run a graph; leave out graph, or keep name='ort'")
         options = {} if self.graph == "all" else {"graph": self.graph}
         return changed(pipeline, runtime=RuntimePlan(self.name, self.threads, options))
 

@@ -1,0 +1,54 @@
+"""int8 weights, and activations that are quantized to 8 bits in every run (dynamic): `x w ~ s_x s_w (q_x - z_x) q_w` with
+`s_w = max|w| / 64` (Jacob et al., arXiv 1712.05877, eq. 1-7).
+
+Weights of products keep to 7 bits: processors without VNNI add two products of 8 bits in 16, where larger ones saturate.
+Looked-up rows are 8 bits with a zero point.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recfit.graphs._feed import Feed
+from recfit.graphs._layers import Layer, chosen
+from recfit.graphs._quantizer import GRANULARITIES, fits, named, quiet, stored
+from recfit.models._options import check_choice
+from recfit.types import FloatArray
+
+
+@dataclass(frozen=True)
+class Config:
+    """Weights of a product share a scale `per` channel of its output, or all of them (`tensor`)."""
+
+    per: str = "channel"
+    skip: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_choice("graph.int8.per", self.per, GRANULARITIES)
+
+
+def convert(path: Path, config: Config, feed: Feed) -> None:
+    from onnx import TensorProto, load
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    layers = chosen(load(path).graph, config.skip, fits)
+    with quiet():
+        quantize_dynamic(
+            path,
+            path,
+            weight_type=QuantType.QInt8,
+            per_channel=config.per == "channel",
+            reduce_range=True,
+            op_types_to_quantize=["MatMul", "Gemm", "Gather"],
+            nodes_to_quantize=named(layers),
+            extra_options={"DefaultTensorType": TensorProto.FLOAT},  # of what comes out of ONNX Runtime's own operators
+        )
+
+
+def weights(graph: Any, layer: Layer) -> FloatArray:
+    # A `Gemm` has become a product with the transposed matrix.
+    plain = Layer(layer.name, layer.op, layer.weight, layer.shape)
+    found = stored(graph, plain)
+    return found.T if layer.transposed else found
