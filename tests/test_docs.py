@@ -60,9 +60,21 @@ def test_a_page_lists_every_setting(name: str) -> None:
     assert not missing
 
 
-def test_every_table_format_is_in_the_bundle_page() -> None:
-    page = (DOCS / "bundle.md").read_text()
-    assert all(f"| `{name}` |" in page for name in names("tables"))
+@pytest.mark.parametrize("page", ["bundle.md", "tables.md"])
+def test_every_table_format_is_in_the_pages_that_list_them(page: str) -> None:
+    text = (DOCS / page).read_text()
+    assert not [name for name in names("tables") if f"| `{name}` |" not in text]
+
+
+def test_every_setting_of_an_index_is_in_the_page_of_tables() -> None:
+    import dataclasses
+
+    from recfit.registry import find
+
+    page = (DOCS / "tables.md").read_text()
+    for name in ("ivf", "hnsw", "pq_scan"):
+        settings = [item.name for item in dataclasses.fields(find("tables", name).Config) if item.name != "dim"]
+        assert not [setting for setting in settings if f"`{setting}`" not in page], name
 
 
 def test_the_bring_your_own_example_trains_exports_and_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,8 +34,8 @@ ORDER: Sequence[set[str]] = (
     {"starter", "cli"},
 )
 SERVING = ("types", "registry", "config", "topk", "tables", "runtimes", "bundle", "engine", "measure", "serve", "cli")
-# Libraries of `recfit[train]`.
-TRAINING = ("torch", "scipy", "implicit", "faiss", "onnx", "onnxscript", "pyarrow", "safetensors", "tqdm", "sklearn")
+# Libraries of `recfit[train]`. A server loads FAISS too, for bundles that ask for it and only then.
+TRAINING = ("torch", "scipy", "implicit", "onnx", "onnxscript", "pyarrow", "safetensors", "tqdm", "sklearn", "faiss")
 
 
 def module_of(path: Path) -> str:

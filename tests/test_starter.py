@@ -12,18 +12,26 @@ def test_packages_are_what_the_metadata_asks_for_always_or_with_an_extra(monkeyp
     asked = [
         "numpy>=1.26",
         "uvloop>=0.21; sys_platform != 'win32'",
+        'faiss-cpu>=1.12; extra == "faiss"',
         'torch>=2.6; extra == "train"',
+        'faiss-cpu>=1.12; extra == "train"',
         'scikit-learn; python_version < "4" and extra == "dev"',
         'recfit[train]; extra == "dev"',
     ]
     monkeypatch.setattr(starter.metadata, "requires", lambda _: asked)
     assert starter.packages(None) == ["numpy", "uvloop"]
-    assert starter.packages("train") == ["torch"]
+    assert starter.packages("train") == ["torch", "faiss-cpu"]
+    assert starter.packages("faiss") == ["faiss-cpu"]
 
 
 def test_the_packages_of_this_installation_are_found():
     assert {"numpy", "onnxruntime", "prometheus-client"} <= set(starter.packages(None))
     assert {"torch", "onnx"} <= set(starter.packages("train"))
+
+
+def test_a_module_of_another_name_than_its_package_is_found(monkeypatch):
+    monkeypatch.setattr(starter.metadata, "requires", lambda _: ['faiss-cpu>=1.12; extra == "train"'])
+    assert "version" in starter.doctor()["training"]["faiss-cpu"]
 
 
 def test_rooms_are_listed_without_being_imported():

@@ -23,6 +23,29 @@ def test_top_k_is_a_stable_sort_of_the_numbers(scores: list[float], k: int) -> N
     assert best.tolist() == line[wanted].tolist()
 
 
+@given(
+    st.lists(NUMBERS, min_size=1, max_size=60),
+    st.lists(NUMBERS, min_size=1, max_size=7),
+    st.integers(1, 12),
+    st.integers(1, 40),
+)
+def test_groups_of_many_scores_hide_none(head: list[float], fill: list[float], group: int, k: int) -> None:
+    """Peaks first, whatever the scores look like: constants, steps, NaN, a tail that fits in no group."""
+    line = np.array(head + fill * 20, np.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("recfit.topk.MANY", 1)
+        patch.setattr("recfit.topk.GROUP", group)
+        rows, values = top_k(line, k)
+    wanted = sorted((row for row in range(len(line)) if line[row] > -np.inf), key=lambda row: (-line[row], row))[:k]
+    assert rows.tolist() == wanted
+    assert values.tolist() == line[wanted].tolist()
+
+
+def test_many_scores() -> None:
+    line = np.random.default_rng(0).standard_normal(50_007).astype(np.float32)
+    assert top_k(line, 25)[0].tolist() == np.argsort(-line, kind="stable")[:25].tolist()
+
+
 def test_ties_go_to_the_lower_row() -> None:
     assert top_k(np.zeros(1000, np.float32), 3)[0].tolist() == [0, 1, 2]
 

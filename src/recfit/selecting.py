@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,5 +57,11 @@ def line(found: Candidate, budget: Budget) -> str:
     metrics = found.metrics
     return (
         f"{found.name}: {budget.quality_metric} {metrics[budget.quality_metric]:.4f}, p99 {metrics['p99_ms']:.3f} ms, "
-        f"{metrics['memory_mb']:.0f} MB resident, {metrics['bundle_mb']:.2f} MB on disk"
+        f"{metrics['memory_mb']:.0f} MB resident, {metrics['bundle_mb']:.2f} MB on disk{_left_out(metrics)}"
     )
+
+
+def _left_out(metrics: Mapping[str, float]) -> str:
+    """What a first stage or an index keeps from the deciding stage, where it keeps anything from it."""
+    texts = {"recall_of_stage_one": "of the targets reach stage two", "overlap_with_exact": "of the exact list served"}
+    return "".join(f", {metrics[name]:.1%} {text}" for name, text in texts.items() if name in metrics)

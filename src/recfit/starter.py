@@ -13,6 +13,8 @@ from typing import Any
 
 from recfit.measure.machine import machine
 
+# Packages whose module has another name.
+MODULES = {"faiss-cpu": "faiss"}
 TEMPLATE = """\
 # recfit.toml: what to fit into which budget. `recfit optimize` reads it. Paths are relative to this file.
 
@@ -92,8 +94,8 @@ def doctor() -> dict[str, Any]:
 def packages(extra: str | None) -> list[str]:
     """The packages that recfit's own metadata asks for, always or with the `extra`."""
     asked = [re.fullmatch(r"([\w.-]+)([^;]*)(?:;(.*))?", line) for line in metadata.requires("recfit") or []]
-    marks = {line[1]: re.search(r"""extra == ['"](\w+)""", line[3] or "") for line in asked if line}
-    return [name for name, mark in marks.items() if (mark and mark[1]) == extra]
+    marks = [(line[1], re.search(r"""extra == ['"](\w+)""", line[3] or "")) for line in asked if line]
+    return [name for name, wanted in marks if (wanted and wanted[1]) == extra]
 
 
 def _complete(found: Mapping[str, Any]) -> bool:
@@ -103,7 +105,7 @@ def _complete(found: Mapping[str, Any]) -> bool:
 def _import(package: str) -> dict[str, Any]:
     begin = time.perf_counter()
     try:
-        importlib.import_module(package.replace("-", "_"))
+        importlib.import_module(MODULES.get(package, package.replace("-", "_")))
     except ImportError as error:
         return {"missing": str(error)}
     return {"version": metadata.version(package), "seconds": round(time.perf_counter() - begin, 2)}

@@ -228,3 +228,28 @@ def test_threads_get_the_same_answers(engine: Engine, two_stages: Engine) -> Non
 def test_warming_up_runs_every_kind_of_pipeline(exported: Exported) -> None:
     for kind, options in toys.SHAPED:
         open_bundle(exported(Pipeline(Stage(toys.trained(kind, options))))).warm_up(3)
+
+
+def test_candidates_are_what_the_first_stage_hands_on(two_stages: Engine, exported: Exported) -> None:
+    first = open_bundle(exported(Pipeline(Stage(toys.trained("als", toys.SHAPES["als"][0])))))
+    request = Request(USERS[3])
+    proposed = two_stages.candidates(request)
+    assert [ITEMS[row] for row in proposed] == [*first.recommend([request], 15)[0].items]
+    assert len(two_stages.candidates(request, 20)) == 20
+    assert not len(two_stages.candidates(Request()))
+
+
+def test_the_exhaustive_list_is_the_deciding_models_own(
+    two_stages: Engine, exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = open_bundle(exported(toys.original("neumf")))
+    monkeypatch.setattr("recfit.engine.CHUNK", 7)
+    request = Request(USERS[3], exclude=items([1, 2]))
+    assert items(two_stages.exhaustive(request).tolist()) == alone.recommend([request])[0].items
+    assert not len(two_stages.exhaustive(Request()))
+
+
+def test_one_exact_stage_hands_on_its_list(engine: Engine) -> None:
+    request = Request(USERS[3])
+    assert items(engine.candidates(request, 5).tolist()) == engine.recommend([request], 5)[0].items
+    assert engine.exhaustive(request, 5).tolist() == engine.candidates(request, 5).tolist()

@@ -1,5 +1,6 @@
 """A small data set with order in it, and real bundles of it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,13 +35,14 @@ def popularity(split):
     return np.bincount(split.train.item, minlength=split.n_items)
 
 
-def exported(split: Split, directory: Path, **changes) -> Path:
+def exported(split: Split, directory: Path, storage: dict | None = None, **changes) -> Path:
     from recfit.export import export, surroundings
     from recfit.models import build, catalogue_of
     from recfit.pipeline import Pipeline, Stage
 
     options = {"layers": 1, "embedding_dim": 8, "heads": 2, "ffn": 16, "max_history": 6}
-    pipeline = Pipeline(Stage(build("sasrec", options, catalogue_of(split))), **changes)
+    stage = Stage(build("sasrec", options, catalogue_of(split)), **(storage or {}))
+    pipeline = replace(Pipeline(stage), **changes)
     # One event behind the requests, as in a study.
     past = Ragged.from_lists([history[:-1] for history in split.train.histories()])
     return export(pipeline, surroundings(split, past), directory, name="tiny", recipe={"id": "r", "steps": []})
@@ -56,3 +58,18 @@ def cached_bundle(split, tmp_path_factory) -> Path:
     from recfit.pipeline import CachePlan
 
     return exported(split, tmp_path_factory.mktemp("bundles") / "cached", cache=CachePlan(share=0.5, length=20))
+
+
+@pytest.fixture(scope="session")
+def two_stage_bundle(split, tmp_path_factory) -> Path:
+    from recfit.models import build, catalogue_of
+    from recfit.pipeline import Stage
+
+    rank = Stage(build("mlp", {"embedding_dim": 4, "hidden": 4, "max_history": 6}, catalogue_of(split)))
+    return exported(split, tmp_path_factory.mktemp("bundles") / "two", rank=rank, candidates=12)
+
+
+@pytest.fixture(scope="session")
+def indexed_bundle(split, tmp_path_factory) -> Path:
+    storage = {"table": "pq_scan", "table_options": {"k_factor": 1}}
+    return exported(split, tmp_path_factory.mktemp("bundles") / "indexed", storage)

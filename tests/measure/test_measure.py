@@ -75,6 +75,33 @@ def test_shares_of_cache_and_fallback_are_told(cached_bundle, split, popularity)
     assert "coverage@10" in extra
 
 
+def test_what_reaches_the_second_stage_is_told(bundle, two_stage_bundle, split, popularity, monkeypatch):
+    monkeypatch.setattr(measure, "PART", 17)
+    queries, engine = split.validation, open_bundle(two_stage_bundle)
+    found = measure.stage_one(two_stage_bundle, queries)
+    train = split.train
+    requests = [
+        Request(train.user_ids[user], tuple(train.item_ids[row] for row in past))
+        for user, past in zip(queries.user.tolist(), queries.history, strict=True)
+    ]
+    proposed = [engine.candidates(request) for request in requests]
+    assert {len(rows) for rows in proposed} == {12}
+    hit = [len(np.intersect1d(rows, goal)) / len(goal) for rows, goal in zip(proposed, queries.targets, strict=True)]
+    assert found["recall_of_stage_one"] == pytest.approx(np.mean(hit))
+    shared = [len(np.intersect1d(rows, engine.exhaustive(r))) / 10 for rows, r in zip(proposed, requests, strict=True)]
+    assert found["overlap_with_exact"] == pytest.approx(np.mean(shared))
+    assert 0 < found["overlap_with_exact"] < 1
+    _, extra = measure.users_quality(two_stage_bundle, queries, popularity)
+    assert extra.items() >= found.items()
+    assert measure.stage_one(bundle, queries) == {}
+
+
+def test_an_index_has_an_overlap_and_no_second_stage(indexed_bundle, split):
+    found = measure.stage_one(indexed_bundle, split.validation)
+    assert set(found) == {"overlap_with_exact"}
+    assert found["overlap_with_exact"] > 0.5
+
+
 def test_bundles_are_started_one_after_another_and_measured_in_turns(bundle, cached_bundle, split, monkeypatch):
     """A load time must not contain another's, and both replay the same requests in the same blocks."""
     CALLS.clear()

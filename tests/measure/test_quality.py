@@ -98,3 +98,10 @@ def test_other_metrics_are_refused_by_name(metric):
 def test_a_list_too_short_for_the_metric_is_refused():
     with pytest.raises(ConfigError, match=r"ndcg@5 needs lists of 5 items, these have 2"):
         one("ndcg@5", [1, 2], [1])
+
+
+def test_the_share_found_leaves_out_requests_without_an_answer():
+    found = [np.array([3, 1, 2]), np.array([-1, -1]), np.array([5]), np.array([7, -1])]
+    wanted = [np.array([1, 9]), np.array([4]), np.array([-1]), np.array([7, -1])]
+    assert quality.share_found(found, wanted) == 0.75
+    assert quality.share_found([np.array([-1])], [np.array([-1])]) == 0

@@ -3,7 +3,7 @@
 import pytest
 from made_study import BUDGET, DATA, done, step, worse
 
-from recfit.search.budget import Limit
+from recfit.search.budget import Budget, Limit
 from recfit.search.study import Candidate, Study
 from recfit.selecting import budget_of, line, open_study, reselect
 from recfit.types import ConfigError
@@ -71,3 +71,9 @@ def test_lines_for_the_terminal(study):
     assert shown == f"fast: ndcg@10 {quality:.4f}, p99 1.000 ms, 150 MB resident, 3.00 MB on disk"
     fallen = Candidate("x", "prune()", [step("prune")], "screened out", "latency", "p99_ms <= 2; it has 3")
     assert line(fallen, budget_of(study, [], None, False)) == "prune(): screened out at latency: p99_ms <= 2; it has 3"
+
+
+def test_a_line_tells_what_did_not_reach_the_second_stage(base):
+    shares = {"recall_of_stage_one": 0.912, "overlap_with_exact": 0.985}
+    two, _ = done("two", base, 1.0, step("two_stage"), **shares)
+    assert line(two, Budget.of({})).endswith(", 91.2% of the targets reach stage two, 98.5% of the exact list served")

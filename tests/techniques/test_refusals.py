@@ -18,6 +18,7 @@ SASREC, NEUMF, EASE, ALS = (toys.original(kind) for kind in ("sasrec", "neumf", 
 INT8 = Pipeline(replace(SASREC.main, graph="int8", table="int8"))
 EAGER = replace(SASREC, runtime=RuntimePlan("torch"))
 SMALL = replace(SASREC, runtime=RuntimePlan("numpy"))
+INT4 = Pipeline(replace(SASREC.main, table="int4"))
 TWO = Pipeline(ALS.main, SASREC.main, candidates=20)
 
 
@@ -52,6 +53,33 @@ REFUSED: list[tuple[Pipeline, str, Mapping[str, Any], str]] = [
     (SASREC, "runtime", {}, r"runtime\(\) changed nothing here"),
     (TWO, "two_stage", {"retriever": "ease"}, "this pipeline already has two stages"),
     (SASREC, "two_stage", {"retriever": "als", "candidates": 40}, "candidates=40 is the whole catalogue of 40 items"),
+    (NEUMF, "two_stage", {"retriever": "itself", "candidates": 5}, "neumf has no item vectors to search; name another"),
+    (EASE, "two_stage", {"retriever": "itself", "candidates": 5, "table": "ivf"}, "ease has no item vectors to search"),
+    (
+        SASREC,
+        "two_stage",
+        {"retriever": "itself", "candidates": 5},
+        "table 'float32' scores every item exactly already",
+    ),
+    (
+        INT4,
+        "two_stage",
+        {"retriever": "itself", "candidates": 5, "table": "ivf"},
+        "an index keeps rows as int8 or float32",
+    ),
+    (
+        SASREC,
+        "two_stage",
+        {"retriever": "itself", "candidates": 5, "table": "ivf", "distilled": True},
+        "the retriever 'itself' is not trained; leave out options and distilled",
+    ),
+    (
+        SASREC,
+        "two_stage",
+        {"retriever": "itemknn", "candidates": 5, "table": "int8"},
+        "itemknn has no item table to store",
+    ),
+    (SASREC, "two_stage", {"retriever": "als", "candidates": 5, "distilled": True}, "als is solved in closed form"),
     (EASE, "simplify", {"kind": "ease", "options": {"l2": 5.0}}, "changed nothing here"),
 ]
 
@@ -84,6 +112,21 @@ WRONG = [
     ("cache", {"length": 0}, "length = 0 is outside"),
     ("cache", {"ttl_seconds": 0}, "ttl_seconds = 0.0 is outside"),
     ("two_stage", {"retriever": "als", "candidates": 0}, "candidates = 0 is outside"),
+    (
+        "two_stage",
+        {"retriever": "als", "table": "hnws"},
+        r"two_stage.table = 'hnws' \(did you mean 'hnsw'\?\); allowed",
+    ),
+    (
+        "two_stage",
+        {"retriever": "als", "table": "ivf", "table_options": {"probes": 3}},
+        "table_options has no setting 'pro",
+    ),
+    (
+        "two_stage",
+        {"retriever": "als", "table": "ivf", "table_options": {"nprobe": 0}},
+        "ivf.nprobe = 0 is outside 1 to",
+    ),
     ("runtime", {"threads": 0}, "threads = 0 is outside 1 to"),
     ("runtime", {"name": "openvno"}, "technique.runtime.name = 'openvno'; allowed: numpy, ort, torch"),
     ("runtime", {"graph": "most"}, "allowed: none, basic, extended, all"),

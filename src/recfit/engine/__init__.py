@@ -13,10 +13,13 @@ import numpy as np
 from recfit import bundle as bundles
 from recfit.registry import find
 from recfit.runtimes import Batch, Rescorer, Scorer, StageSpec
-from recfit.topk import Found, first, top_k
+from recfit.topk import Found, best, first, top_k
 from recfit.types import BundleError, ConfigError, FloatArray, IntArray, Recommendation, Request, Rows
 
 _NONE = np.empty(0, np.int32)
+_NO_ROWS = np.empty(0, np.int64)
+# Items that `exhaustive` scores in one run: bounds the memory of their rows.
+CHUNK = 32_768
 
 
 class Asked(NamedTuple):
@@ -105,14 +108,32 @@ class Engine:
     def _scored(self, asked: Sequence[Asked], k: int) -> list[Recommendation]:
         if not asked:
             return []
-        batch = self._batch(asked)
-        gone = [np.concatenate((one.history, one.excluded)) if len(one.excluded) else one.history for one in asked]
-        if self._rank is None:
-            found = self._retrieve.top(batch, k, gone)
-        else:
-            width = min(max(self.bundle.candidates, k), self.bundle.n_items)
-            found = self._ranked(batch, self._retrieve.top(batch, width, gone), k)
+        batch, gone = self._batch(asked), [_gone(one) for one in asked]
+        found = self._retrieve.top(batch, self._width(k), gone)
+        if self._rank is not None:
+            found = self._ranked(batch, found, k)
         return [self._answer(rows, scores, "model") for rows, scores in found]
+
+    def _width(self, k: int) -> int:
+        """How many items the first stage finds for a list of `k`."""
+        return k if self._rank is None else min(max(self.bundle.candidates, k), self.bundle.n_items)
+
+    def candidates(self, request: Request, k: int = 10) -> IntArray:
+        """The item rows that reach the deciding stage for a list of `k`; none where no model answers."""
+        asked = self._asked(request)
+        if self._fallback(asked, k):
+            return _NO_ROWS
+        return self._retrieve.top(self._batch([asked]), self._width(k), [_gone(asked)])[0][0]
+
+    def exhaustive(self, request: Request, k: int = 10) -> IntArray:
+        """The item rows of the list that the deciding stage gives if all items reach it; none where no model answers."""
+        asked = self._asked(request)
+        if self._fallback(asked, k):
+            return _NO_ROWS
+        batch, rows = self._batch([asked]), np.arange(self.bundle.n_items)[None]
+        decides: Any = self._rank or self._retrieve
+        parts = [decides.rescore(batch, rows[:, at : at + CHUNK]) for at in range(0, rows.shape[1], CHUNK)]
+        return best(np.concatenate(parts, axis=1), k, [_gone(asked)])[0][0]
 
     def _ranked(self, batch: Batch, retrieved: Sequence[Found], k: int) -> list[Found]:
         """The best of what the first stage found, re-scored by the second."""
@@ -123,8 +144,8 @@ class Engine:
             line[: len(rows)] = np.sort(rows)  # ascending, so that ties go to the lower row here too
         again = self._rank.rescore(batch, candidates)
         again[candidates < 0] = -np.inf
-        best = [top_k(line, k) for line in again]
-        return [(line[at], values) for line, (at, values) in zip(candidates, best, strict=True)]
+        kept = [top_k(line, k) for line in again]
+        return [(line[at], values) for line, (at, values) in zip(candidates, kept, strict=True)]
 
     def _batch(self, asked: Sequence[Asked]) -> Batch:
         users = np.array([one.user for one in asked], dtype=np.int64)
@@ -136,6 +157,11 @@ class Engine:
     def _answer(self, rows: IntArray | Rows, scores: FloatArray, source: str) -> Recommendation:
         ids = self.bundle.item_ids
         return Recommendation(tuple([ids[row] for row in rows.tolist()]), tuple(scores.tolist()), source)
+
+
+def _gone(asked: Asked) -> Rows:
+    """What must not be shown."""
+    return np.concatenate((asked.history, asked.excluded)) if len(asked.excluded) else asked.history
 
 
 def open_bundle(path: Path | str) -> Engine:

@@ -18,6 +18,7 @@ from recfit.measure import quality
 from recfit.measure.machine import machine
 from recfit.measure.process import Worker
 from recfit.measure.statistics import Interval, interval, percentile_interval
+from recfit.registry import find
 from recfit.types import IntArray, Queries
 
 Samples = npt.NDArray[np.float64]
@@ -26,6 +27,8 @@ LIST_LENGTH = 10
 UNDISTURBED = 0.97
 # Lists asked for in one call: a slow bundle may take long for all, not for these.
 PART = 2000
+# Requests that the deciding stage answers over all items, to see what it missed; a ranker takes long for each.
+EXACT = 200
 
 
 @dataclass(frozen=True)
@@ -140,16 +143,47 @@ def lists(bundle: Path, queries: Queries, k: int = LIST_LENGTH) -> tuple[IntArra
     return np.concatenate(parts), dict(sources)
 
 
+def stage_one(bundle: Path, queries: Queries, k: int = LIST_LENGTH) -> dict[str, float]:
+    """`recall_of_stage_one`: which share of the targets reaches the second stage, where there is one;
+    `overlap_with_exact`: which share of the list of `k` that the deciding stage would give if every item reached it is
+    served, on `EXACT` requests at random. Nothing for a bundle that scores every item."""
+    if not _leaves_out(bundle):
+        return {}
+    sample = np.sort(np.random.default_rng(0).permutation(len(queries))[:EXACT])
+    with tempfile.TemporaryDirectory() as folder, Worker(bundle) as worker:
+        path, output = save_queries(queries, Path(folder) / "queries.npz"), Path(folder) / "rows.npy"
+        worker.open()
+        worker.call("load", queries=str(path))
+        found = []
+        for start in range(0, len(queries), PART):
+            worker.call("candidates", start=start, count=PART, k=k, output=str(output))
+            found += [*np.load(output)]
+        worker.call("exhaustive", rows=sample.tolist(), k=k, output=str(output))
+        exact = np.load(output)
+    shares = {"overlap_with_exact": quality.share_found([found[row] for row in sample], exact)}
+    if bundles.read_manifest(bundle)["pipeline"]["rank"] is not None:
+        shares["recall_of_stage_one"] = quality.share_found(found, queries.targets)
+    return shares
+
+
+def _leaves_out(bundle: Path) -> bool:
+    """Whether there are items that the deciding stage never scores."""
+    stages = bundles.read_manifest(bundle)["pipeline"]
+    form = stages["retrieve"]["table"].get("format")
+    return stages["rank"] is not None or (form is not None and getattr(find("tables", form), "APPROXIMATE", False))
+
+
 def users_quality(
     bundle: Path, queries: Queries, popularity: IntArray, metrics: Sequence[str] = quality.METRICS
 ) -> tuple[dict[str, Samples], dict[str, float]]:
-    """Per-user quality values, and the list statistics (coverage, popularity, shares answered by cache and fallback)."""
+    """Per-user quality values; list statistics (coverage, popularity, shares answered by cache and fallback), and what a
+    first stage or an index leaves out."""
     k = max(quality.parse(metric)[1] for metric in metrics)
     found, sources = lists(bundle, queries, max(k, LIST_LENGTH))
     per_user = quality.by_user(quality.per_query(found, queries.targets, metrics), queries.user)
     extra = quality.beyond_accuracy(found, len(popularity), popularity)
     shares = {f"{source}_share": sources.get(source, 0) / len(queries) for source in ("cache", "fallback")}
-    return per_user, extra | shares
+    return per_user, extra | shares | stage_one(bundle, queries)
 
 
 def measure(

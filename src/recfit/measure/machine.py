@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 
 ISA = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_tile", "amx_int8", "asimd", "sve", "i8mm")
-PACKAGES = ("recfit", "numpy", "onnxruntime", "torch", "onnx", "implicit")
+PACKAGES = ("recfit", "numpy", "onnxruntime", "torch", "onnx", "implicit", "faiss-cpu")
 
 
 @cache

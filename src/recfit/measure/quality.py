@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -66,6 +66,16 @@ def by_user(values: Mapping[str, Values], users: Rows) -> dict[str, Values]:
     _, line = np.unique(users, return_inverse=True)
     counts = np.bincount(line)
     return {metric: np.bincount(line, weights=value) / counts for metric, value in values.items()}
+
+
+def share_found(found: Iterable[IntArray | Rows], wanted: Iterable[IntArray | Rows]) -> float:
+    """The mean share of `wanted` rows that are in `found`, over the requests for which both have any; -1 is no row."""
+    shares = []
+    for rows, goal in zip(found, wanted, strict=True):
+        real = goal[goal >= 0]
+        if len(real) and (rows >= 0).any():
+            shares.append(np.isin(real, rows).mean())
+    return float(np.mean(shares)) if shares else 0.0
 
 
 def beyond_accuracy(found: IntArray, n_items: int, popularity: IntArray, k: int = 10) -> dict[str, float]:

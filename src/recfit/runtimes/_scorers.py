@@ -10,7 +10,7 @@ import numpy as np
 
 from recfit.registry import find
 from recfit.runtimes import Batch, Scorer, StageSpec
-from recfit.tables import Table
+from recfit.tables import Searchable, Table
 from recfit.topk import Found, best
 from recfit.types import FloatArray, IntArray, Rows
 
@@ -29,6 +29,8 @@ class Graph(Protocol):
 
 Scores = Callable[[FloatArray], FloatArray]
 """Every item's score for queries [B, dim]: float32 [B, n_items]."""
+Search = Callable[[FloatArray, int, Sequence[Rows]], list[Found]]
+"""Queries [B, dim], k, what is gone -> the best items: `Searchable.search`."""
 
 
 def scorer(graph: Graph, spec: StageSpec, directory: Path, threads: int, scan: Callable[[Table], Scores]) -> Scorer:
@@ -36,7 +38,8 @@ def scorer(graph: Graph, spec: StageSpec, directory: Path, threads: int, scan: C
     if spec.kind == "ranker":
         return RankerScorer(graph, spec)
     table = _open_table(directory / "table", spec, threads)
-    return EncoderScorer(graph, table, scan(table), spec)
+    search = table.search if isinstance(table, Searchable) else exhaustive(scan(table))
+    return EncoderScorer(graph, table, search, spec)
 
 
 def _open_table(directory: Path, spec: StageSpec, threads: int) -> Table:
@@ -46,11 +49,16 @@ def _open_table(directory: Path, spec: StageSpec, threads: int) -> Table:
     return table
 
 
-class EncoderScorer:
-    """Request -> vector (graph) -> scores (table)."""
+def exhaustive(scan: Scores) -> Search:
+    """The search that scores every item."""
+    return lambda queries, k, gone: best(scan(queries), k, gone)
 
-    def __init__(self, graph: Graph, table: Table, scan: Scores, spec: StageSpec) -> None:
-        self._graph, self._table, self._scan, self._spec = graph, table, scan, spec
+
+class EncoderScorer:
+    """Request -> vector (graph) -> items (table)."""
+
+    def __init__(self, graph: Graph, table: Table, search: Search, spec: StageSpec) -> None:
+        self._graph, self._table, self._search, self._spec = graph, table, search, spec
 
     def encode(self, batch: Batch) -> FloatArray:
         inputs: dict[str, Any] = batch.inputs(self._spec)
@@ -66,7 +74,7 @@ class EncoderScorer:
         return vectors
 
     def top(self, batch: Batch, k: int, gone: Sequence[Rows]) -> list[Found]:
-        return best(self._scan(self.encode(batch)), k, gone)
+        return self._search(self.encode(batch), k, gone)
 
     def rescore(self, batch: Batch, candidates: IntArray) -> FloatArray:
         return self._table.rescore(self.encode(batch), np.maximum(candidates, 0))

@@ -32,6 +32,8 @@ def convert(directory: Path, spec: StageSpec) -> None:
 
     if spec.kind != "encoder":
         raise Unsupported(f"a fused graph needs an encoder, this stage is a {spec.kind}; keep runtime name='ort'")
+    if getattr(find("tables", spec.table["format"]), "APPROXIMATE", False):
+        raise Unsupported(f"ONNX cannot search a table of format {spec.table['format']!r}; keep runtime name='ort'")
     encoder = compose.add_prefix(onnx.load(directory / GRAPH), "encode.", rename_inputs=False)
     inputs = [part for part in encoder.graph.input if part.name != "vectors"]
     nodes, constants = [*encoder.graph.node], [*encoder.graph.initializer]

@@ -7,16 +7,19 @@ A format's file offers
   refuses with `Unsupported` what it cannot hold;
 * `open_table(directory, config, threads) -> Table`;
 * optionally `row_nodes(items, rows)`: ONNX nodes that read the rows at the value `items` of any shape from the arrays of
-  `_scan.write_graph` and name them `rows`, so that one graph may hold a whole request.
+  `_scan.write_graph` and name them `rows`, so that one graph may hold a whole request;
+* `APPROXIMATE = True` where its tables are `Searchable` and may miss an item that an exact scan would find.
 
-Reading needs NumPy, and ONNX Runtime to score; `write` may import `onnx`.
+Reading needs NumPy, and ONNX Runtime to score (FAISS to search, where the format says so); `write` may import `onnx`.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
-from recfit.types import FloatArray, IntArray
+from recfit.topk import Found
+from recfit.types import FloatArray, IntArray, Rows
 
 
 class Table(Protocol):
@@ -36,4 +39,14 @@ class Table(Protocol):
 
     def rescore(self, queries: FloatArray, items: IntArray) -> FloatArray:
         """The scores of item rows int64 [B, C]: float32 [B, C]."""
+        ...
+
+
+@runtime_checkable
+class Searchable(Protocol):
+    """A table that finds the best items without scoring all of them."""
+
+    def search(self, queries: FloatArray, k: int, gone: Sequence[Rows]) -> list[Found]:
+        """For every query [B, dim] its `k` >= 1 best items that are not in its `gone`, with the scores of `rescore`; fewer
+        where there are no more."""
         ...

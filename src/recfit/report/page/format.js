@@ -4,6 +4,7 @@
 
 const LATENCY = { unit: "ms", better: "lower", win: "faster", lose: "slower" };
 const SIZE = { unit: "MB", better: "lower", win: "smaller", lose: "larger" };
+const SHARE = { unit: "", better: "higher", fraction: true };
 const KNOWN = {
   p50_ms: { label: "p50 latency", short: "p50", ...LATENCY },
   p95_ms: { label: "p95 latency", short: "p95", ...LATENCY },
@@ -12,6 +13,8 @@ const KNOWN = {
   bundle_mb: { label: "Bundle size", short: "Bundle", ...SIZE },
   load_s: { label: "Load time", short: "Load", unit: "s", better: "lower", win: "faster", lose: "slower" },
   qps: { label: "Requests per second", short: "Req/s", unit: "/s", better: "higher", win: "more", lose: "fewer" },
+  recall_of_stage_one: { label: "Targets that reach stage two", short: "Stage-one recall", ...SHARE },
+  overlap_with_exact: { label: "Share of the exact list served", short: "Exact overlap", ...SHARE },
   cost_per_million: {
     label: "Cost per million",
     short: "Cost/M",
