@@ -13,6 +13,7 @@ demo: $(VENV)/.train
 
 test: $(VENV)/.dev
 	@$(BIN)/python tests/need.py chromium
+	@$(BIN)/python tests/need.py npm
 	$(MAKE) --no-print-directory lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser, sync_playwright
 
 import toys
 from recfit.export import export
 from recfit.pipeline import Pipeline, fingerprint
 
 Exported = Callable[[Pipeline], Path]
+CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-sync"
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +28,12 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
         return path if path.exists() else export(pipeline, toys.around(), path, name="toy", recipe={"id": "r0"})
 
     return directory
+
+
+@pytest.fixture(scope="module")  # while it is open, no other test can run an event loop
+def browser() -> Iterator[Browser]:
+    """One headless Chromium for the browser tests of a file."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS.split())
+        yield browser
+        browser.close()

@@ -23,7 +23,7 @@ ORDER: Sequence[set[str]] = (
     {"bundle"},
     {"engine"},
     {"data"},
-    {"measure", "serve"},
+    {"measure", "serve", "targets"},
     {"models"},
     {"training", "graphs"},
     {"pipeline"},
@@ -33,7 +33,20 @@ ORDER: Sequence[set[str]] = (
     {"flow"},
     {"starter", "cli"},
 )
-SERVING = ("types", "registry", "config", "topk", "tables", "runtimes", "bundle", "engine", "measure", "serve", "cli")
+SERVING = (
+    "types",
+    "registry",
+    "config",
+    "topk",
+    "tables",
+    "runtimes",
+    "bundle",
+    "engine",
+    "measure",
+    "serve",
+    "targets",
+    "cli",
+)
 # Libraries of `recfit[train]`. A server loads FAISS too, for bundles that ask for it and only then.
 TRAINING = ("torch", "scipy", "implicit", "onnx", "onnxscript", "pyarrow", "safetensors", "tqdm", "sklearn", "faiss")
 

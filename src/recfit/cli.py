@@ -109,6 +109,19 @@ def _bundle_commands(add: Adder) -> None:
     recommend.add_argument("--k", type=int, default=10, help="items for every request (default: 10)")
     recommend.add_argument("-o", "--output", type=Path, required=True, help="the CSV: user_id,item_id,score,rank")
 
+    export = add(
+        "export",
+        export_command,
+        "export a bundle to another platform",
+        "recfit export runs/study/bundle --target web -o web/",
+    )
+    export.add_argument("bundle", type=Path, help="a bundle's directory")
+    export.add_argument("--target", required=True, help="the platform: mobile, openvino, triton or web")
+    export.add_argument("-o", "--output", type=Path, required=True, help="a new or empty directory")
+    export.add_argument(
+        "--ort-web", type=Path, help="web: the npm package onnxruntime-web, unpacked (default: fetched)"
+    )
+
     serve = add("serve", serve_command, "answer requests over HTTP", "recfit serve runs/study/bundle --port 8000")
     serve.add_argument("bundle", type=Path, help="a bundle's directory, or the recfit.toml whose study chose one")
     serve.add_argument("--host", help="default: that of the recfit.toml, else 127.0.0.1, this machine only")
@@ -286,6 +299,19 @@ def recommend_command(options: Any) -> None:
     write_recommendations(options.output, requests, answers)
     value = {"requests": len(requests), "output": str(options.output)}
     _say(options, value, f"{len(requests):,} requests answered in {options.output}")
+
+
+def export_command(options: Any) -> None:
+    from recfit.targets import export_bundle
+
+    if options.ort_web is not None and options.target != "web":
+        raise ConfigError(f"--ort-web is for --target web, this is {options.target}; leave it out")
+    extra = {} if options.ort_web is None else {"ort_web": options.ort_web}
+    made = export_bundle(options.bundle, options.target, options.output, **extra)
+    files = [path for path in made.rglob("*") if path.is_file()]
+    size = sum(path.stat().st_size for path in files) / 1e6
+    value = {"target": options.target, "output": str(made), "files": len(files), "mb": size}
+    _say(options, value, f"{options.target}: {len(files)} files, {size:.1f} MB; read {made / 'README.md'}")
 
 
 def serve_command(options: Any) -> None:

@@ -8,7 +8,7 @@ import pytest
 from recfit.cli import parser
 
 COMMANDS = [
-    "init", "doctor", "data describe", "train", "optimize", "select", "report", "measure", "recommend", "serve",
+    "init", "doctor", "data describe", "train", "optimize", "select", "report", "measure", "recommend", "export", "serve",
 ]  # fmt: skip
 
 

@@ -32,7 +32,7 @@ UNKNOWN = -1
 
 
 # Runtimes that hold encoders only.
-LISTS_ONLY = ("fused",)
+LISTS_ONLY = ("fused", "openvino")
 
 
 def runs(runtime: str, kind: str, options: dict[str, object]) -> bool:

@@ -50,6 +50,7 @@ REFUSED: list[tuple[Pipeline, str, Mapping[str, Any], str]] = [
     (INT8, "runtime", {"name": "numpy"}, "numpy runs no int8 graph; leave out quantize's, or keep name='ort'"),
     (SASREC, "runtime", {"name": "torch", "graph": "basic"}, "torch has one way to run a graph; leave out graph"),
     (SASREC, "runtime", {"name": "numpy", "graph": "none"}, "numpy has one way to run a graph; leave out graph"),
+    (SASREC, "runtime", {"name": "openvino", "graph": "basic"}, "openvino has one way to run a graph"),
     (SASREC, "runtime", {}, r"runtime\(\) changed nothing here"),
     (TWO, "two_stage", {"retriever": "ease"}, "this pipeline already has two stages"),
     (SASREC, "two_stage", {"retriever": "als", "candidates": 40}, "candidates=40 is the whole catalogue of 40 items"),
@@ -128,7 +129,7 @@ WRONG = [
         "ivf.nprobe = 0 is outside 1 to",
     ),
     ("runtime", {"threads": 0}, "threads = 0 is outside 1 to"),
-    ("runtime", {"name": "openvno"}, "technique.runtime.name = 'openvno'; allowed: numpy, ort, torch"),
+    ("runtime", {"name": "openvno"}, "allowed: fused, numpy, openvino, ort, torch"),
     ("runtime", {"graph": "most"}, "allowed: none, basic, extended, all"),
     ("quantize", {"graph": True}, "technique.quantize.graph = True is a bool; it must be a str"),
     (
@@ -216,3 +217,11 @@ def test_a_model_can_stand_in_for_another_family() -> None:
     assert isinstance(out.main.model, mlp.Mlp)
     assert out.retrieve == TWO.retrieve
     assert out.main == Stage(out.main.model)
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_openvino_is_proposed_where_it_is_installed(installed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recfit.techniques.runtime.find_spec", lambda name: object() if installed else None)
+    [variants] = available(["runtime"])
+    assert ("openvino" in [step.name for step in variants(context_of(SASREC))]) == installed
+    assert "openvino" not in [step.name for step in variants(context_of(NEUMF))]

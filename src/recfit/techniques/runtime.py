@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import replace as changed
+from importlib.util import find_spec
 from typing import ClassVar
 
 from recfit.graphs import runnable
@@ -43,7 +44,7 @@ class Technique:
             raise Unsupported(
                 f"{self.name} runs no {', '.join(unable)} graph; leave out quantize's, or keep name='ort'"
             )
-        if self.name in ("torch", "numpy") and self.graph != "all":
+        if self.name in ("torch", "numpy", "openvino") and self.graph != "all":
             raise Unsupported(f"{self.name} has one way to run a graph; leave out graph, or keep name='ort'")
         options = {} if self.graph == "all" else {"graph": self.graph}
         return changed(pipeline, runtime=RuntimePlan(self.name, self.threads, options))
@@ -52,5 +53,11 @@ class Technique:
     def variants(cls, context: Context) -> Sequence[Technique]:
         cores = os.cpu_count() or 1
         more = [cls(threads=cores)] if cores > 1 else []
-        fused = [cls("fused")] if isinstance(context.original.retrieve.model, Encoder) else []
-        return [*fused, *more, cls("numpy"), cls(graph="extended")]
+        encoder = isinstance(context.original.retrieve.model, Encoder)
+        whole = [cls(name) for name in ("fused", "openvino") if encoder and _installed(name)]
+        return [*whole, *more, cls("numpy"), cls(graph="extended")]
+
+
+def _installed(name: str) -> bool:
+    """Whether the package of a runtime that is named after one is there; the others need none of their own."""
+    return name != "openvino" or find_spec(name) is not None
