@@ -251,6 +251,7 @@ def test_serving_needs_nothing_of_training(exported: Exported) -> None:
         Pipeline(quantized),
         Pipeline(quantized, neumf.main, candidates=12),
         replace(sasrec, cache=CachePlan(1.0)),
+        replace(sasrec, cache=CachePlan(1.0, key="state")),
     ]
     eager = exported(replace(sasrec, runtime=RuntimePlan("torch")))
     paths = [str(path) for path in (eager, *map(exported, pipelines))]
@@ -259,5 +260,6 @@ def test_serving_needs_nothing_of_training(exported: Exported) -> None:
     )
     assert found.stderr == ""
     *sources, refusal = found.stdout.splitlines()
-    assert sources == ["['model', 'model', 'fallback']"] * 4 + ["['cache', 'model', 'fallback']"]
+    assert sources[:4] == ["['model', 'model', 'fallback']"] * 4
+    assert sources[4:] == ["['cache', 'model', 'fallback']", "['cache', 'cache', 'fallback']"]
     assert refusal == "this bundle runs on PyTorch, which is not installed; pip install 'recfit[train]'"

@@ -18,7 +18,7 @@ SOURCE = Path(recfit.__file__).parent
 # A room imports rooms of its own line and of the lines above it.
 ORDER: Sequence[set[str]] = (
     {"types"},
-    {"registry", "config", "topk"},
+    {"registry", "config", "topk", "states"},
     {"tables", "runtimes"},
     {"bundle"},
     {"engine"},
@@ -38,6 +38,7 @@ SERVING = (
     "registry",
     "config",
     "topk",
+    "states",
     "tables",
     "runtimes",
     "bundle",

@@ -56,6 +56,8 @@ def test_every_difference_shows_in_the_fingerprint() -> None:
         replace(made, candidates=18),
         replace(made, cache=None),
         replace(made, cache=CachePlan(0.3, 20, 61.0)),
+        replace(made, cache=CachePlan(0.3, 20, 60.0, "state")),
+        replace(made, cache=CachePlan(0.3, 20, 60.0, "state", 2)),
         replace(made, runtime=RuntimePlan("ort", 1, {"graph": "extended"})),
         replace(made, runtime=RuntimePlan("ort", 2)),
         replace(made, rank=None),

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from recfit.runtimes import StageSpec
+from recfit.states import state_of
 from recfit.types import BundleError, Features, FloatArray, IntArray, Ragged, Rows
 
 FORMAT = 1
@@ -23,17 +24,23 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class Cache:
-    """Precomputed lists: `users` int64 [U] sorted user rows, `items` int32 [U, K] (-1 pads), `scores` float32 [U, K]."""
+    """Precomputed lists: `items` int32 [U, K] (-1 pads) and `scores` float32 [U, K] of `keys` int64 [U], ascending.
 
-    users: IntArray
+    Keys are user rows, or, with a `depth`, last-seen states of a catalogue of `n_items`.
+    """
+
+    keys: IntArray
     items: Rows
     scores: FloatArray
     ttl_seconds: float
+    depth: int
+    n_items: int
 
-    def find(self, user: int) -> int | None:
-        """The line of the user row in `items`, or None."""
-        at = int(np.searchsorted(self.users, user))
-        return at if at < len(self.users) and self.users[at] == user else None
+    def find(self, user: int, history: Rows) -> int | None:
+        """The line in `items` of the user row, or of the history's state; None if there is none."""
+        key = state_of(history, self.depth, self.n_items) if self.depth else user
+        at = int(np.searchsorted(self.keys, key))
+        return at if at < len(self.keys) and self.keys[at] == key else None
 
 
 @dataclass(frozen=True)
@@ -149,7 +156,7 @@ def _open(directory: Path, manifest: dict[str, Any]) -> Bundle:
         histories=Ragged(_map(directory / "histories.indptr.npy"), _map(directory / "histories.values.npy")),
         user_features=_features(directory, catalogue["user_features"]),
         fallback=_map(directory / "fallback.npy"),
-        cache=_cache(directory, manifest["pipeline"]["cache"]),
+        cache=_cache(directory, manifest["pipeline"]["cache"], len(catalogue["items"])),
     )
 
 
@@ -164,11 +171,12 @@ def _features(directory: Path, stored: Mapping[str, Any] | None) -> Features | N
     return Features(tuple(stored["names"]), _map(directory / "user_features.npy"), tuple(stored["sizes"]))
 
 
-def _cache(directory: Path, stored: Mapping[str, Any] | None) -> Cache | None:
+def _cache(directory: Path, stored: Mapping[str, Any] | None, n_items: int) -> Cache | None:
     if stored is None:
         return None
-    users, items, scores = (_map(directory / "cache" / f"{name}.npy") for name in ("users", "items", "scores"))
-    return Cache(users, items, scores, float(stored["ttl_seconds"]))
+    names = ("states" if "states" in stored else "users", "items", "scores")
+    keys, items, scores = (_map(directory / "cache" / f"{name}.npy") for name in names)
+    return Cache(keys, items, scores, float(stored["ttl_seconds"]), int(stored.get("depth", 0)), n_items)
 
 
 def _map(path: Path) -> Any:

@@ -14,7 +14,7 @@ from recfit.search.bench import Bench, Say, prepare
 from recfit.search.confirm import confirmed
 from recfit.search.final import deliver
 from recfit.search.original import compared, known_or_run, measured_original, reachable, yardsticks
-from recfit.search.propose import proposals
+from recfit.search.propose import proposals, singles
 from recfit.search.select import require
 from recfit.search.study import Candidate
 from recfit.techniques import Context
@@ -63,7 +63,7 @@ def explore(bench: Bench) -> None:
     def spent() -> float:
         return max(len(study.candidates) / search.max_candidates, (bench.minutes_spent - before) / minutes)
 
-    for proposal in proposals(study, bench.budget, context, search.techniques, spent):
+    for proposal in proposals(study, bench.budget, context, singles(context, search.techniques), spent):
         if spent() >= 1:
             break
         known_or_run(bench, proposal.recipe, gated=proposal.gated)

@@ -40,11 +40,17 @@ class Stage:
 
 @dataclass(frozen=True)
 class CachePlan:
-    """Precompute `length` items for the most active `share` of users; a list older than `ttl_seconds` is not served."""
+    """Precompute `length` items for the most frequent `share` of keys; a list older than `ttl_seconds` is not served.
+
+    With key `user` these are the most active users; with `state`, what the newest `depth` items of a history most often
+    are, whoever asks.
+    """
 
     share: float
     length: int = 100
     ttl_seconds: float = 86_400.0
+    key: str = "user"
+    depth: int = 1
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,7 @@ class RuntimePlan:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """`retrieve` scores the catalogue; `rank`, if any, re-scores its best `candidates`; `cache` answers known users first."""
+    """`retrieve` scores the catalogue; `rank`, if any, re-scores its best `candidates`; `cache` answers first."""
 
     retrieve: Stage
     rank: Stage | None = None

@@ -193,7 +193,8 @@ class Split:
 class Request:
     """One question. `history` (item ids, oldest first) wins over what the bundle knows of `user_id`.
 
-    A list that was precomputed for `user_id` still answers first, less what is in `history`.
+    A list that was precomputed for `user_id`, or for the newest items of the history, still answers first, less what is
+    in `history`.
     """
 
     user_id: str | None = None

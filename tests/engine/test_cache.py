@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -55,7 +55,7 @@ def test_only_the_most_active_are_precomputed(cached: Engine) -> None:
     assert cached.recommend([Request("nobody")])[0].source == "fallback"
     stored = cached.bundle.cache
     assert stored is not None
-    assert stored.users.tolist() == sorted(ACTIVE)
+    assert stored.keys.tolist() == sorted(ACTIVE)
     assert cached.manifest["pipeline"]["cache"] == {"users": 30, "length": 12, "ttl_seconds": 3600.0}
 
 
@@ -113,7 +113,7 @@ def test_users_that_tell_the_model_nothing_are_left_to_the_fallback(tmp_path: Pa
     opened = open_bundle(export(pipeline, around, tmp_path / "b", name="n", recipe={}))
     stored = opened.bundle.cache
     assert stored is not None
-    assert stored.users.tolist() == list(range(1, 39))
+    assert stored.keys.tolist() == list(range(1, 39))
     assert stored.items.shape == (38, 40), "no longer than the catalogue"
     assert opened.recommend([Request(USERS[0])])[0].source == "fallback"
 
@@ -131,3 +131,74 @@ def test_nobody_is_cached(tmp_path: Path) -> None:
     pipeline = replace(toys.original("sasrec"), cache=PLAN)
     opened = open_bundle(export(pipeline, around, tmp_path / "b", name="n", recipe={}))
     assert opened.recommend([Request(USERS[0])])[0].source == "fallback"
+
+
+STATES = CachePlan(share=1.0, length=12, ttl_seconds=3600.0, key="state", depth=2)
+
+
+@pytest.fixture(scope="module")
+def by_state(exported: Exported) -> Engine:
+    return open_bundle(exported(replace(toys.original("sasrec"), cache=STATES)))
+
+
+def ids(rows: Sequence[int]) -> tuple[str, ...]:
+    return tuple(ITEMS[row] for row in rows)
+
+
+def test_a_state_is_answered_whoever_asks(by_state: Engine, plain: Engine) -> None:
+    """The list is the model's for the newest items alone; without the rest of the history, that is all there is."""
+    newest = HISTORIES[ACTIVE[0]][1:3].tolist()
+    wanted = plain.recommend([Request(history=ids(newest))])[0]
+    for user in (None, "nobody", USERS[QUIET]):
+        answer = by_state.recommend([Request(user, ids(newest))])[0]
+        assert answer.source == "cache"
+        assert answer.items == wanted.items
+        np.testing.assert_allclose(answer.scores, wanted.scores, rtol=1e-5)
+
+
+def test_the_stored_history_of_a_known_user_has_a_state_too(by_state: Engine, plain: Engine) -> None:
+    past = HISTORIES[ACTIVE[0]].tolist()
+    answer = by_state.recommend([Request(USERS[ACTIVE[0]])], 5)[0]
+    wanted = plain.recommend([Request(history=ids(past[-2:]), exclude=ids(past))], 5)[0]
+    assert (answer.source, answer.items) == ("cache", wanted.items)
+
+
+def test_of_a_state_what_was_seen_or_excluded_is_taken_out(by_state: Engine) -> None:
+    newest = HISTORIES[ACTIVE[0]][1:3].tolist()
+    whole = by_state.recommend([Request(history=ids(newest))], 12)[0]
+    seen = ITEMS.index(whole.items[0])
+    less = by_state.recommend([Request(history=ids([seen, *newest]), exclude=(whole.items[2],))], 10)[0]
+    assert (less.source, less.items) == ("cache", (whole.items[1], *whole.items[3:12]))
+    short = by_state.recommend([Request(history=ids([seen, *newest]), exclude=whole.items[1:4])], 10)[0]
+    assert short.source == "model"
+
+
+def test_unseen_states_go_to_the_model_and_no_history_to_the_fallback(by_state: Engine) -> None:
+    assert by_state.recommend([Request(history=ids([3, 20]))])[0].source == "model"
+    assert by_state.recommend([Request("nobody")])[0].source == "fallback"
+    assert by_state.recommend([Request(history=("what",))])[0].source == "fallback"
+
+
+def test_only_the_most_frequent_states_are_precomputed(exported: Exported) -> None:
+    opened = open_bundle(exported(replace(toys.original("sasrec"), cache=replace(STATES, share=0.1, depth=1))))
+    counts = np.bincount(HISTORIES.values, minlength=toys.N_ITEMS)
+    stored = opened.bundle.cache
+    assert stored is not None
+    wanted = np.sort(np.argsort(-counts, kind="stable")[: round(0.1 * np.count_nonzero(counts))])
+    assert stored.keys.tolist() == (wanted + 1).tolist()
+    described = {"states": len(wanted), "depth": 1, "length": 12, "ttl_seconds": 3600.0}
+    assert opened.manifest["pipeline"]["cache"] == described
+
+
+def test_state_lists_expire(by_state: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    created = datetime.fromisoformat(by_state.manifest["created"]).timestamp()
+    monkeypatch.setattr(engine.time, "time", lambda: created + 3601)
+    assert by_state.recommend([Request(USERS[ACTIVE[0]])])[0].source == "model"
+
+
+def test_warming_up_runs_the_model_where_a_cache_answers(by_state: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    scored = by_state._scored
+    monkeypatch.setattr(by_state, "_scored", lambda asked, k: calls.append(len(asked)) or scored(asked, k))
+    by_state.warm_up(3)
+    assert calls.count(1) >= 3

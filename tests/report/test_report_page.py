@@ -196,6 +196,15 @@ def test_a_click_on_a_point_selects_its_row(report: dict[str, Any], opened: Open
     assert page.evaluate("document.activeElement.closest('tr').dataset.id") == name
 
 
+def test_what_a_cache_answered_and_how_old_it_was_is_said(opened: Open, report: dict[str, Any]) -> None:
+    page = opened(report)
+    for name, said in (("cache", 1), ("two_stage", 0)):
+        page.locator(f".point[data-id='{id_of(name)}'] .disc").click()
+        detail = page.locator("tr.detail:visible")
+        assert detail.get_by_text("25.0 % of the requests were answered from lists computed ahead").count() == said
+    assert page.get_by_role("button", name="From cache").count() == 1
+
+
 def test_points_are_walked_with_the_keyboard(report: dict[str, Any], opened: Open) -> None:
     page = opened(report)
     page.locator(".point[tabindex='0']").focus()

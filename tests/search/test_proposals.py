@@ -1,5 +1,6 @@
 """What is tried: everything once, single techniques before chains, chains only of what fits, and there is an end."""
 
+import dataclasses
 from collections import Counter
 from types import SimpleNamespace
 
@@ -7,12 +8,13 @@ import numpy as np
 import pytest
 from made_study import base_quality, costs, worse
 
+import toys
 from recfit.search import propose
 from recfit.search.budget import Budget
-from recfit.search.propose import SINGLES_SHARE, proposals
+from recfit.search.propose import SINGLES_SHARE, applies, proposals, singles
 from recfit.search.recipe import Recipe
 from recfit.search.study import Candidate, Study
-from recfit.techniques import make
+from recfit.techniques import Context, applied, make
 
 STEPS = [
     make("simplify", {"kind": "ease"}),
@@ -32,6 +34,7 @@ CONTEXT = SimpleNamespace()
 def _techniques(monkeypatch):
     """Variants as two techniques would give them, and no model to ask."""
     monkeypatch.setattr(propose, "available", lambda wanted: [lambda _: STEPS[:4], lambda _: STEPS[4:]])
+    monkeypatch.setattr(propose, "applies", lambda recipe, context: True)
 
 
 @pytest.fixture
@@ -51,7 +54,7 @@ def record(study, recipe, share, p99, status="done"):
 def explored(study, outcome, spent=lambda: 0.0, most=300):
     """All that is proposed, each recorded with the share of quality, the p99 and the status that `outcome` gives it."""
     tried = []
-    for proposal in proposals(study, BUDGET, CONTEXT, (), spent):
+    for proposal in proposals(study, BUDGET, CONTEXT, singles(CONTEXT, ()), spent):
         recipe = proposal.recipe
         known = study.candidates.get(recipe.id)
         assert (known is None) if proposal.gated else (known.status == "screened out")
@@ -98,7 +101,7 @@ def test_singles_leave_room_for_chains(study):
 
 def test_a_second_run_goes_on_where_the_first_stopped(study):
     first = []
-    for proposal in proposals(study, BUDGET, CONTEXT, (), lambda: 0.0):
+    for proposal in proposals(study, BUDGET, CONTEXT, singles(CONTEXT, ()), lambda: 0.0):
         if len(first) == 5:
             break
         record(study, proposal.recipe, 1.0, 2.0)
@@ -151,3 +154,69 @@ def test_a_family_that_failed_on_a_candidate_is_left_alone_there(study, monkeypa
     tried = explored(study, outcome)
     failed = [recipe for recipe in tried if recipe.families == ("simplify", "quantize")]
     assert len(failed) == 1
+
+
+REAL = Context(toys.split(), toys.original("sasrec"), toys.FIT)
+EASE, NUMPY, GRAPH = make("simplify", {"kind": "ease"}), make("runtime", {"name": "numpy"}), make("quantize", {})
+CUT = [make("prune", {"axis": "ffn"}), make("reduce", {"size": 8}), make("quantize", {"graph": False, "table": "int4"})]
+
+
+@pytest.mark.parametrize(
+    ("steps", "possible"),
+    [
+        *(((EASE, step), False) for step in CUT),
+        *(((step,), True) for step in CUT),
+        ((GRAPH, NUMPY), False),
+        ((EASE, GRAPH), True),
+        ((EASE, NUMPY), True),
+        ((make("runtime", {}),), False),
+        ((make("reduce", {"size": 8}), make("reduce", {"size": 12})), False),
+    ],
+    ids=str,
+)
+def test_a_refusal_is_known_from_the_structure(steps, possible):
+    assert applies(Recipe(steps), REAL) == possible
+
+
+def test_what_is_refused_takes_no_row(study, monkeypatch):
+    monkeypatch.setattr(propose, "applies", applies)
+    first = [Recipe((step,)) for step in (EASE, *CUT, GRAPH, NUMPY, make("runtime", {}))]
+    tried = []
+    for proposal in proposals(study, BUDGET, REAL, first, lambda: len(tried) / 99 * SINGLES_SHARE):
+        record(study, proposal.recipe, 1.0, 2.0)
+        tried.append(proposal.recipe)
+    assert {recipe.id for recipe in first[:-1]} <= {recipe.id for recipe in tried}
+    assert Recipe((EASE, GRAPH)) in tried
+    assert Recipe((EASE, NUMPY)) in tried
+    for recipe in tried:
+        pipeline = REAL.original
+        for step in recipe.steps:
+            pipeline = applied(step, pipeline, dataclasses.replace(REAL, structure_only=True))
+
+
+def test_a_defect_is_left_for_the_study_to_record(monkeypatch):
+    monkeypatch.setattr(propose, "applied", lambda *_: 1 / 0)
+    assert applies(Recipe((EASE,)), REAL)
+
+
+def test_a_broad_proposal_widens_the_frontier_where_another_serves_the_budget(study):
+    record(study, Recipe((STEPS[0],)), 1.0, 1.0)
+    known = study.candidates[Recipe((STEPS[0],)).id].metrics
+    fast, lean = Recipe((STEPS[0], STEPS[6])), Recipe((STEPS[0], STEPS[7]))
+    promises = [(fast, {**known, "p50_ms": 0.49}), (lean, {**known, "p50_ms": 0.6, "memory_mb": 40.0})]
+    budget = Budget.of(objective="latency")
+    assert propose._best(study, budget, promises, broad=False) == fast
+    assert propose._best(study, budget, promises, broad=True) == lean
+
+
+def test_a_promise_gains_what_nothing_measured_beats(study):
+    half = {"ndcg@10": study.candidates[Recipe().id].metrics["ndcg@10"], "p50_ms": 1.0, "memory_mb": 50.0}
+    poor = half | {"ndcg@10": 0.4 * half["ndcg@10"]}
+    quarter, better = half | {"p50_ms": 0.5}, half | {"p50_ms": 0.5, "memory_mb": 25.0}
+    gains = propose._gains(study, BUDGET, [half, quarter, better, poor])
+    assert 0 < gains[0] < gains[1] < gains[2]
+    assert gains[3] == 0
+    record(study, Recipe((STEPS[0],)), 1.0, 2.0)
+    study.candidates[Recipe((STEPS[0],)).id].metrics.update(half)
+    assert propose._gains(study, BUDGET, [half, quarter])[0] == 0
+    assert propose._gains(study, BUDGET, [half, quarter])[1] > 0

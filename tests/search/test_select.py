@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from made_study import BUDGET, base_quality, done, started, step, worse
 
 from recfit.search.budget import Budget
-from recfit.search.select import choose, frontier, on_front, require
+from recfit.search.select import choose, frontier, hypervolume, on_front, require
 from recfit.search.study import Candidate
 from recfit.types import Infeasible
 
@@ -36,6 +36,19 @@ def test_the_front_does_not_depend_on_order_or_scale(loss, random):
     order = list(range(len(loss)))
     random.shuffle(order)
     assert on_front(loss[order] * 3 + 1).tolist() == on_front(loss)[order].tolist()
+
+
+@given(losses)
+def test_the_hypervolume_counts_what_is_dominated(loss):
+    """In whole numbers: the unit cells below the reference that some candidate is at least as good as."""
+    cells = itertools.product(range(4), repeat=loss.shape[1])
+    wanted = sum(bool(np.any(np.all(loss <= cell, axis=1))) for cell in cells)
+    assert hypervolume(loss, np.full(loss.shape[1], 4.0)) == wanted
+
+
+def test_nothing_has_no_hypervolume():
+    assert hypervolume(np.empty((0, 3)), np.ones(3)) == 0
+    assert hypervolume(np.ones((2, 3)), np.ones(3)) == 0
 
 
 def names(candidates):

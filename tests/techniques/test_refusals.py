@@ -81,6 +81,8 @@ REFUSED: list[tuple[Pipeline, str, Mapping[str, Any], str]] = [
         "itemknn has no item table to store",
     ),
     (SASREC, "two_stage", {"retriever": "als", "candidates": 5, "distilled": True}, "als is solved in closed form"),
+    (NEUMF, "cache", {"key": "state"}, "neumf reads no history, so every state would get one list; pass key='user'"),
+    (SASREC, "cache", {"key": "state", "depth": 12}, "depth=12 among 40 items are too many; pass depth <= 11"),
     (EASE, "simplify", {"kind": "ease", "options": {"l2": 5.0}}, "changed nothing here"),
 ]
 
@@ -111,6 +113,8 @@ WRONG = [
     ("cache", {"share": 0.0}, "share = 0.0 is outside"),
     ("cache", {"share": 1.5}, "share = 1.5 is outside"),
     ("cache", {"length": 0}, "length = 0 is outside"),
+    ("cache", {"key": "states"}, r"technique.cache.key = 'states' \(did you mean 'state'\?\); allowed: user, state"),
+    ("cache", {"key": "state", "depth": 0}, "technique.cache.depth = 0 is outside 1 to"),
     ("cache", {"ttl_seconds": 0}, "ttl_seconds = 0.0 is outside"),
     ("two_stage", {"retriever": "als", "candidates": 0}, "candidates = 0 is outside"),
     (

@@ -62,7 +62,9 @@ class Engine:
         """Run the whole path a few times so that the first caller does not pay for it."""
         lengths = np.linspace(1, 50, rounds).astype(int)
         for length in lengths:
-            self.recommend([Request(history=self.bundle.item_ids[:length])])
+            request = Request(history=self.bundle.item_ids[:length])
+            self.recommend([request])
+            self._scored([self._asked(request)], 10)  # a cache may have answered
 
     def recommend(self, requests: Sequence[Request], k: int = 10) -> list[Recommendation]:
         """The `k` >= 1 best unseen items for every request, best first; fewer where the catalogue has no more."""
@@ -87,11 +89,12 @@ class Engine:
         return np.array([row for item in ids if (row := get(item)) is not None], np.int32)
 
     def _cached(self, asked: Asked, k: int) -> Recommendation | None:
-        """The known user's precomputed list, less what was seen since; None if it is too old or too short."""
+        """The precomputed list of the user, or of what was last seen, less what was seen or excluded; None if it is too
+        old or too short."""
         cache = self.bundle.cache
-        if cache is None or asked.user < 0 or time.time() > self._cache_ends:
+        if cache is None or time.time() > self._cache_ends:
             return None
-        line = cache.find(asked.user)
+        line = cache.find(asked.user, asked.history)
         if line is None:
             return None
         at = first(cache.items[line], k, asked.history, asked.excluded)

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import zip_longest
+
+import numpy as np
 
 from recfit.measure.statistics import interval
 from recfit.search.budget import Budget, Measured, shortfall
 from recfit.search.recipe import Recipe
 from recfit.search.study import Candidate, Study
-from recfit.techniques import Context, Technique, available
+from recfit.techniques import Context, Technique, applied, available
+from recfit.types import RecfitError
 
 # The share of the search that goes to single techniques.
 SINGLES_SHARE = 0.4
 REFUSALS = 2
+# One chain in so many widens the frontier instead of serving this study's budget.
+BROAD = 2
+POINTS = 4000
 
 
 @dataclass(frozen=True)
@@ -33,15 +39,33 @@ def singles(context: Context, wanted: Sequence[str]) -> list[Recipe]:
     return [Recipe((step,)) for step in sorted(turns, key=lambda step: step.trains)]
 
 
+def applies(recipe: Recipe, context: Context) -> bool:
+    """Whether every step of `recipe` finds something to work on, tried on untrained structures in this process.
+
+    A refusal that is known from the structure takes milliseconds here, and no row of the study.
+    """
+    shapes = replace(context, structure_only=True)
+    pipeline = context.original
+    try:
+        for step in recipe.steps:
+            pipeline = applied(step, pipeline, shapes)
+    except RecfitError:
+        return False
+    except Exception:  # a defect, of a model of the user's own perhaps: the study records what its own process says
+        return True
+    return True
+
+
 def proposals(
-    study: Study, budget: Budget, context: Context, wanted: Sequence[str], spent: Callable[[], float]
+    study: Study, budget: Budget, context: Context, first: Sequence[Recipe], spent: Callable[[], float]
 ) -> Iterator[Proposal]:
-    """What the study does not know yet, the most promising first, until nothing is left to try.
+    """What the study does not know yet, the most promising first, until nothing is left to try: the singles `first`, then
+    chains of their steps.
 
     It looks at the study again before each proposal, so what was just measured steers what comes next. `spent` is the
     share of the search's limits that is used up; singles stop in time to leave room for chains.
     """
-    first = singles(context, wanted)
+    first = [recipe for recipe in first if applies(recipe, context)]
     for recipe in first:
         if spent() >= SINGLES_SHARE:
             break
@@ -50,8 +74,15 @@ def proposals(
     for recipe in unmeasured(study, first):
         yield Proposal(recipe, gated=False)
     steps = [recipe.steps[0] for recipe in first]
-    while (child := _best_child(study, budget, steps)) is not None:
-        yield Proposal(child)
+    refused: set[str] = set()
+    turn = 0
+    while promises := _promises(study, steps, refused):
+        child = _best(study, budget, promises, broad=turn % BROAD == BROAD - 1)
+        if applies(child, context):
+            turn += 1
+            yield Proposal(child)
+        else:
+            refused.add(child.id)
 
 
 def unmeasured(study: Study, singles: Sequence[Recipe]) -> list[Recipe]:
@@ -66,22 +97,50 @@ def unmeasured(study: Study, singles: Sequence[Recipe]) -> list[Recipe]:
     return [Recipe.from_json(found.recipe) for found in fastest.values()]
 
 
-def _best_child(study: Study, budget: Budget, steps: Sequence[Technique]) -> Recipe | None:
-    """The untried extension of a survivor that promises most.
+def _promises(
+    study: Study, steps: Sequence[Technique], refused: Collection[str]
+) -> list[tuple[Recipe, dict[str, float]]]:
+    """The untried extensions of survivors, none of the `refused`, and what they should measure.
 
     A candidate that fell at the structure screen is a survivor too: it is too slow or too big as yet, its quality is
     not known to suffer, and what is missing may come from the next step.
     """
-    scale = _scale(study, budget)
-    promises: list[tuple[tuple[float, ...], str, Recipe]] = []
+    promises = []
     for parent in study.candidates.values():
         if parent.recipe and parent.status != "failed" and "p50_ms" in parent.metrics:
             recipe = Recipe.from_json(parent.recipe)
             for step in _fitting(recipe, steps, study):
                 child = recipe.then(step)
-                if child.id not in study.candidates:
-                    promises.append((_rank(scale, budget, expected(study, parent, step)), child.id, child))
-    return min(promises)[2] if promises else None
+                if child.id not in study.candidates and child.id not in refused:
+                    promises.append((child, expected(study, parent, step)))
+    return promises
+
+
+def _best(study: Study, budget: Budget, promises: Sequence[tuple[Recipe, dict[str, float]]], *, broad: bool) -> Recipe:
+    """The most promising for the budget; a `broad` one widens the frontier most, for the budgets to come."""
+    scale = _scale(study, budget)
+    gains = _gains(study, budget, [metrics for _, metrics in promises]) if broad else [0] * len(promises)
+    ranks = [
+        (-gain, *_rank(scale, budget, metrics), child.id)
+        for gain, (child, metrics) in zip(gains, promises, strict=True)
+    ]
+    return promises[ranks.index(min(ranks))][0]
+
+
+def _gains(study: Study, budget: Budget, promises: Sequence[Mapping[str, float]]) -> list[int]:
+    """What each would add to the hypervolume of quality, median latency and memory as shares of the original's: of some
+    random points, how many it would beat that nothing measured beats. Half the quality is where it begins to count."""
+    original = study.candidates[study.facts["original"]].metrics
+    names = (budget.quality_metric, "p50_ms", "memory_mb")
+
+    def losses(metrics: Mapping[str, float]) -> list[float]:
+        quality, *costs = (metrics[name] / max(original[name], 1e-9) for name in names)
+        return [-quality, *costs]
+
+    free = np.random.default_rng(0).uniform([-1.1, 0, 0], [-0.5, 1, 1], (POINTS, 3))
+    for found in study.done():
+        free = free[~np.all(losses(found.metrics) <= free, axis=1)]
+    return [int(np.count_nonzero(np.all(losses(metrics) <= free, axis=1))) for metrics in promises]
 
 
 def _fitting(recipe: Recipe, steps: Sequence[Technique], study: Study) -> list[Technique]:

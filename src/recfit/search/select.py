@@ -21,6 +21,21 @@ def on_front(loss: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
     return front
 
 
+def hypervolume(loss: npt.NDArray[np.float64], reference: npt.NDArray[np.float64]) -> float:
+    """The volume between the rows of `loss` [candidates, metrics] (smaller is better) and the `reference` point that all
+    of them should beat, sliced along the last metric (Zitzler & Thiele, PPSN 1998)."""
+    inside = loss[np.all(loss < reference, axis=1)] if len(loss) else loss
+    if not len(inside):
+        return 0.0
+    if inside.shape[1] == 1:
+        return float(reference[0] - inside.min())
+    front = inside[on_front(inside)]
+    front = front[np.argsort(front[:, -1])]
+    heights = np.diff(front[:, -1], append=reference[-1])
+    slices = (hypervolume(front[: count + 1, :-1], reference[:-1]) for count in range(len(front)))
+    return float(sum(height * part for height, part in zip(heights, slices, strict=True) if height > 0))
+
+
 def frontier(candidates: Sequence[Candidate], budget: Budget) -> list[Candidate]:
     """The non-dominated candidates in quality, p99 and memory, and whatever else the budget limits."""
     if not candidates:

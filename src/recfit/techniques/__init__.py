@@ -113,9 +113,9 @@ def available(wanted: Sequence[str] = ()) -> list[Callable[[Context], Sequence[T
 
 
 def applied(technique: Technique, pipeline: Pipeline, context: Context) -> Pipeline:
-    """`technique.apply`, with a refusal where it changed nothing."""
+    """`technique.apply`, with a refusal where it changed nothing (of an untrained structure, training might)."""
     out = technique.apply(pipeline, context)
-    if not context.structure_only and fingerprint(out) == fingerprint(pipeline):
+    if not (context.structure_only and technique.trains) and fingerprint(out) == fingerprint(pipeline):
         raise Unsupported(f"{describe(technique)} changed nothing here; leave it out of the recipe")
     return out
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+
 from recfit.models._options import check_ranges
 from recfit.pipeline import Pipeline
 from recfit.techniques import Context
@@ -38,7 +40,11 @@ class Technique:
         now = size_of(model, self.axis)
         if self.size >= now:
             raise Unsupported(f"size={self.size} is not below the {now} of {self.axis}; pass size <= {now - 1}")
-        return fine_tuned(pipeline, cut(model, self.axis, self.size, context.split), context, self)
+        if context.structure_only:  # which units stay does not matter, finding the best takes a second
+            small = model.shrink(self.axis, torch.arange(self.size))
+        else:
+            small = cut(model, self.axis, self.size, context.split)
+        return fine_tuned(pipeline, small, context, self)
 
     @classmethod
     def variants(cls, context: Context) -> Sequence[Technique]:

@@ -170,6 +170,10 @@ function candidateRow(report, candidate, columns, actions) {
   return { row, detail, button };
 }
 
+function cacheText(share) {
+  return `${formatPercent(share)} of the requests were answered from lists computed ahead. A user's list was one event behind the request; what that costs is part of the measured quality.`;
+}
+
 function detailOf(report, candidate) {
   const steps = candidate.steps.map((step) => h("li", {}, h("code", {}, step.text)));
   return h(
@@ -180,6 +184,7 @@ function detailOf(report, candidate) {
       {},
       h("h3", {}, "Recipe"),
       steps.length ? h("ol", {}, steps) : h("p", {}, "The original, exported as a bundle."),
+      candidate.metrics.cache_share ? h("p", {}, cacheText(candidate.metrics.cache_share)) : null,
     ),
     h("div", {}, h("h3", {}, "Measured"), metricList(candidate, Object.keys(candidate.metrics))),
     h(

@@ -24,6 +24,10 @@ const KNOWN = {
     lose: "dearer",
   },
 };
+for (const source of ["cache", "fallback"]) {
+  const label = `From ${source}`;
+  KNOWN[`${source}_share`] = { label, short: label, unit: "", better: "higher", fraction: true };
+}
 const ACRONYMS = ["ndcg", "hr", "mrr", "map", "auc"];
 const NONE = "–";
 
