@@ -158,7 +158,7 @@ def test_a_family_that_failed_on_a_candidate_is_left_alone_there(study, monkeypa
 
 REAL = Context(toys.split(), toys.original("sasrec"), toys.FIT)
 EASE, NUMPY, GRAPH = make("simplify", {"kind": "ease"}), make("runtime", {"name": "numpy"}), make("quantize", {})
-CUT = [make("prune", {"axis": "ffn"}), make("reduce", {"size": 8}), make("quantize", {"graph": False, "table": "int4"})]
+CUT = [make("prune", {"axis": "ffn"}), make("reduce", {"size": 8}), make("quantize", {"graph": "float32", "table": "int4"})]
 
 
 @pytest.mark.parametrize(

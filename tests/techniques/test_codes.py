@@ -156,7 +156,7 @@ REFUSED: list[tuple[Pipeline, str, Mapping[str, Any], str]] = [
     (SASREC, "codes", {"parts": 1, "codes": 16, "assign": "quotient_remainder"}, "tells 256 items apart by 2 parts"),
     (SASREC, "codes", {"parts": 2, "codes": 4, "assign": "quotient_remainder"}, "tells 16 items apart by 2 parts"),
     (coded(), "codes", {}, "the item table of sasrec already is trained codes"),
-    (coded(), "quantize", {"graph": False}, "sasrec keeps its table of trained codes; pass graph=true"),
+    (coded(), "quantize", {"graph": "float32"}, "sasrec keeps its table of trained codes; name a format"),
     (coded(), "reduce", {"size": 4}, "sasrec has no axis 'embedding_dim'"),
 ]
 

@@ -207,11 +207,11 @@ def test_product_quantization_is_proposed_for_large_catalogues_alone(monkeypatch
 
 
 def test_table_options_reach_the_stage() -> None:
-    step = make("quantize", {"graph": False, "table": "int4", "table_options": {"block": 16}})
-    assert describe(step) == "quantize(graph=False, table=int4, block=16)"
+    step = make("quantize", {"graph": "float32", "table": "int4", "table_options": {"block": 16}})
+    assert describe(step) == "quantize(graph=float32, table=int4, block=16)"
     out = applied(step, SASREC, context_of(SASREC)).main
     assert (out.table, out.table_options) == ("int4", {"block": 16})
-    again = applied(make("quantize", {"graph": False}), Pipeline(out), context_of(SASREC)).main
+    again = applied(make("quantize", {"graph": "float32"}), Pipeline(out), context_of(SASREC)).main
     assert (again.table, again.table_options) == ("int8", {})
 
 
