@@ -158,6 +158,16 @@ def test_more_lists_or_a_longer_walk_find_more(tmp_path: Path) -> None:
         assert shares[1] > max(shares[0], 0.97), name
 
 
+def test_lists_hold_what_is_near_whatever_its_length(tmp_path: Path) -> None:
+    """By inner product alone, long rows draw short ones into their lists, and a few probes miss half of the best."""
+    draws = np.random.default_rng(2)
+    vectors = (clustered(9000) * draws.lognormal(0, 1, (9000, 1))).astype(np.float32)
+    table = written("ivf", vectors, tmp_path, rows="float32", nprobe=16)
+    exact = best(QUERIES @ vectors.T, 10, [NONE] * 20)
+    found = table.search(QUERIES, 10, [NONE] * 20)
+    assert np.mean([np.isin(line, rows).mean() for (rows, _), (line, _) in zip(found, exact, strict=True)]) > 0.95
+
+
 @pytest.mark.parametrize(
     ("name", "shape", "sentence"),
     [

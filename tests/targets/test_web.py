@@ -99,6 +99,18 @@ def test_the_rules_are_the_engines(page: Page, address: str) -> None:
     assert {item["id"] for item in every["items"]} == set(ids[1:])
 
 
+def test_requests_may_be_asked_side_by_side(page: Page, address: str) -> None:
+    one_by_one = asked(page, f"{address}/sasrec", [[history] for history in histories()[:20]])
+    together = page.evaluate(
+        """async (histories) => {
+          const recommender = await (await import("./recommend.js")).open();
+          return Promise.all(histories.map((history) => recommender.recommend(history)));
+        }""",
+        histories()[:20],
+    )
+    assert together == one_by_one
+
+
 def test_what_is_excluded_is_not_shown_and_teaches_nothing(page: Page, address: str, exported: Exported) -> None:
     engine = open_bundle(exported(pipeline_of(*CASES["sasrec"])))
     history = histories()[0]

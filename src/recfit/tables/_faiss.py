@@ -74,14 +74,18 @@ def limited(threads: int) -> Iterator[None]:
         faiss.omp_set_num_threads(before)
 
 
-def write(index: Any, vectors: FloatArray, directory: Path, settings: Settings) -> None:
-    """Train `index` on `vectors` and fill it; keep them as rows. One thread: more would give other files every time."""
+def fill(index: Any, vectors: FloatArray) -> None:
+    """Train `index` on `vectors` and add them. One thread: more would give another index every time."""
     given = np.ascontiguousarray(vectors, dtype=np.float32)
     with limited(1):
         index.train(given)
         index.add(given)
+
+
+def write(index: Any, vectors: FloatArray, directory: Path, settings: Settings) -> None:
+    """Store a filled `index`, and `vectors` as rows."""
     table = find("tables", settings.rows)
-    table.write(given, directory / "rows", table.Config(settings.dim))
+    table.write(vectors, directory / "rows", table.Config(settings.dim))
     library().write_index(index, str(directory / INDEX))
 
 

@@ -41,6 +41,7 @@ def write(vectors: FloatArray, directory: Path, config: Config) -> None:
     else:
         index = faiss.IndexHNSWFlat(config.dim, config.m, metric)
     index.hnsw.efConstruction = config.ef_construction
+    _faiss.fill(index, vectors)
     _faiss.write(index, vectors, directory, config)
 
 

@@ -1,6 +1,9 @@
 """Inverted lists: every item is in the list of the centroid nearest to it, a search scans the `nprobe` lists nearest to the
 query (Sivic and Zisserman, ICCV 2003; FAISS). Codes of d bytes (`sq8`, of what is left of a row without its centroid) or
 4 d, and 8 bytes for an item's number.
+
+Lists are made by distance, probes chosen by inner product. Made by inner product too, as FAISS does by default, lists mix
+short rows with long ones, and it takes several times as many probes for the same recall.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ class Config:
 
 def write(vectors: FloatArray, directory: Path, config: Config) -> None:
     faiss = _faiss.library()
-    metric, centroids = faiss.METRIC_INNER_PRODUCT, faiss.IndexFlatIP(config.dim)
+    metric, centroids = faiss.METRIC_INNER_PRODUCT, faiss.IndexFlatL2(config.dim)
     nlist = max(1, min(config.nlist or 4 * isqrt(len(vectors)), len(vectors) // FEWEST))
     if config.codes == "sq8":
         bits = faiss.ScalarQuantizer.QT_8bit
@@ -43,6 +46,11 @@ def write(vectors: FloatArray, directory: Path, config: Config) -> None:
     else:
         index = faiss.IndexIVFFlat(centroids, config.dim, nlist, metric)
     index.cp.min_points_per_centroid, index.cp.max_points_per_centroid = 1, MOST
+    index.cp.spherical = False
+    _faiss.fill(index, vectors)
+    probes = faiss.IndexFlatIP(config.dim)
+    probes.add(centroids.reconstruct_n(0, nlist))
+    index.quantizer = probes
     _faiss.write(index, vectors, directory, config)
 
 

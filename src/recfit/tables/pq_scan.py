@@ -40,6 +40,7 @@ def write(vectors: FloatArray, directory: Path, config: Config) -> None:
     faiss = _faiss.library()
     index = faiss.IndexPQFastScan(config.dim, config.dim // config.width, BITS, faiss.METRIC_INNER_PRODUCT)
     index.pq.cp.min_points_per_centroid = 1
+    _faiss.fill(index, vectors)
     _faiss.write(index, vectors, directory, config)
 
 
