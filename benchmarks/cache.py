@@ -238,7 +238,7 @@ def plot(rows: Sequence[Mapping[str, Any]]) -> str:
             f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top:.1f}" y2="{end:.1f}" stroke="{colour}" opacity=".4"/>',
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{3 + 1.5 * min(4, row["p50 x"] ** 0.5):.1f}" fill="{colour}">'
             f"<title>{title}</title></circle>",
-            f'<text x="{x + 9:.1f}" y="{y + 3:.1f}">{row["lists"] if row["cache"].startswith("user") else row["cache"]}</text>',
+            f'<text x="{x + 14:.1f}" y="{y + 3:.1f}">{row["lists"] if row["cache"].startswith("user") else row["cache"]}</text>',
         ]
     ticks = [f'<text x="{60 + 5.4 * at}" y="400" text-anchor="middle">{at} %</text>' for at in range(0, 101, 20)]
     ticks += [

@@ -48,7 +48,7 @@ from recfit.types import RecfitError
 
 RESULTS = Path(__file__).parent / "results"
 METRIC = "ndcg@10"
-PLAN = Plan(requests=600, blocks=6, warm=50, throughput_seconds=0.1)
+PLAN = Plan(requests=400, blocks=8, retakes=1, warm=30, throughput_seconds=0.1)
 REFERENCE = np.array([-0.5, 1.0, 1.0])  # half the quality, all of the p99 and of the memory
 BUDGETS = (
     Budget.of(objective="latency"),

@@ -145,17 +145,6 @@ def test_chains_grow_from_what_keeps_quality_first(study):
     assert chains[0].families[0] != "simplify"
 
 
-def test_a_family_that_failed_on_a_candidate_is_left_alone_there(study, monkeypatch):
-    monkeypatch.setattr(propose, "REFUSALS", 1)
-
-    def outcome(recipe):
-        return (1.0, 2.0, "failed" if recipe.families == ("simplify", "quantize") else "done")
-
-    tried = explored(study, outcome)
-    failed = [recipe for recipe in tried if recipe.families == ("simplify", "quantize")]
-    assert len(failed) == 1
-
-
 REAL = Context(toys.split(), toys.original("sasrec"), toys.FIT)
 EASE, NUMPY, GRAPH = make("simplify", {"kind": "ease"}), make("runtime", {"name": "numpy"}), make("quantize", {})
 CUT = [make("prune", {"axis": "ffn"}), make("reduce", {"size": 8}), make("quantize", {"graph": "float32", "table": "int4"})]
@@ -220,3 +209,16 @@ def test_a_promise_gains_what_nothing_measured_beats(study):
     study.candidates[Recipe((STEPS[0],)).id].metrics.update(half)
     assert propose._gains(study, BUDGET, [half, quarter])[0] == 0
     assert propose._gains(study, BUDGET, [half, quarter])[1] > 0
+
+
+def test_a_step_joins_wherever_nothing_that_trains_comes_after_it(study):
+    first = [Recipe((step,)) for step in STEPS]
+    prune, quantize, cache, runtime = STEPS[3], STEPS[4], STEPS[6], STEPS[7]
+
+    def children(*steps):
+        return [child for child, _ in propose._children(Recipe(steps), first, study)]
+
+    assert Recipe((prune, quantize, cache, runtime)) in children(prune, cache, runtime)
+    assert Recipe((cache, runtime)) in children(runtime)
+    assert Recipe((prune, cache)) in children(cache)
+    assert all(child.steps[0] == prune for child in children(prune, cache)), "prune would be trained anew"

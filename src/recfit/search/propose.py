@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -13,15 +12,19 @@ from recfit.measure.statistics import interval
 from recfit.search.budget import Budget, Measured, shortfall
 from recfit.search.recipe import Recipe
 from recfit.search.study import Candidate, Study
-from recfit.techniques import Context, Technique, applied, available
+from recfit.techniques import Context, applied, available
 from recfit.types import RecfitError
 
 # The share of the search that goes to single techniques.
 SINGLES_SHARE = 0.4
-REFUSALS = 2
 # One chain in so many widens the frontier instead of serving this study's budget.
 BROAD = 2
 POINTS = 4000
+
+Child = tuple[Recipe, Recipe]
+"""A longer recipe, and the step that it has more, alone."""
+Promise = tuple[Recipe, Mapping[str, float]]
+"""A recipe, and what it should measure."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +76,10 @@ def proposals(
             yield Proposal(recipe)
     for recipe in unmeasured(study, first):
         yield Proposal(recipe, gated=False)
-    steps = [recipe.steps[0] for recipe in first]
+    grown: dict[str, list[Child]] = {}
     refused: set[str] = set()
     turn = 0
-    while promises := _promises(study, steps, refused):
+    while promises := _promises(study, first, grown, refused):
         child = _best(study, budget, promises, broad=turn % BROAD == BROAD - 1)
         if applies(child, context):
             turn += 1
@@ -98,25 +101,25 @@ def unmeasured(study: Study, singles: Sequence[Recipe]) -> list[Recipe]:
 
 
 def _promises(
-    study: Study, steps: Sequence[Technique], refused: Collection[str]
-) -> list[tuple[Recipe, dict[str, float]]]:
-    """The untried extensions of survivors, none of the `refused`, and what they should measure.
+    study: Study, first: Sequence[Recipe], grown: dict[str, list[Child]], refused: Collection[str]
+) -> list[Promise]:
+    """The untried extensions of survivors, none of the `refused`; `grown` remembers every survivor's.
 
     A candidate that fell at the structure screen is a survivor too: it is too slow or too big as yet, its quality is
     not known to suffer, and what is missing may come from the next step.
     """
-    promises = []
+    promises: list[Promise] = []
     for parent in study.candidates.values():
         if parent.recipe and parent.status != "failed" and "p50_ms" in parent.metrics:
-            recipe = Recipe.from_json(parent.recipe)
-            for step in _fitting(recipe, steps, study):
-                child = recipe.then(step)
+            if parent.id not in grown:
+                grown[parent.id] = _children(Recipe.from_json(parent.recipe), first, study)
+            for child, single in grown[parent.id]:
                 if child.id not in study.candidates and child.id not in refused:
-                    promises.append((child, expected(study, parent, step)))
+                    promises.append((child, expected(study, parent, single)))
     return promises
 
 
-def _best(study: Study, budget: Budget, promises: Sequence[tuple[Recipe, dict[str, float]]], *, broad: bool) -> Recipe:
+def _best(study: Study, budget: Budget, promises: Sequence[Promise], *, broad: bool) -> Recipe:
     """The most promising for the budget; a `broad` one widens the frontier most, for the budgets to come."""
     scale = _scale(study, budget)
     gains = _gains(study, budget, [metrics for _, metrics in promises]) if broad else [0] * len(promises)
@@ -143,37 +146,29 @@ def _gains(study: Study, budget: Budget, promises: Sequence[Mapping[str, float]]
     return [int(np.count_nonzero(np.all(losses(metrics) <= free, axis=1))) for metrics in promises]
 
 
-def _fitting(recipe: Recipe, steps: Sequence[Technique], study: Study) -> list[Technique]:
-    """Steps that can follow `recipe`: of a family it does not have yet, not known to fail on the original, and not of a
-    family that failed twice on `recipe` (an item-item model has nothing to prune, whatever the axis)."""
-    last = max(step.order for step in recipe.steps)
-    refused = Counter(
-        found.families[-1]
-        for found in study.candidates.values()
-        if found.status == "failed" and found.recipe[:-1] == recipe.to_json()
-    )
+def _children(recipe: Recipe, first: Sequence[Recipe], study: Study) -> list[Child]:
+    """`recipe` with one more step, and that step alone: of a family it does not have yet, not known to fail on the
+    original, after all that `recipe` trains (which would be trained anew)."""
+    last = max((step.order for step in recipe.steps if step.trains), default=-1)
     return [
-        step
-        for step in steps
-        if step.order > last
-        and step.family not in recipe.families
-        and refused[step.family] < REFUSALS
-        and not _failed(step, study)
+        (recipe.then(step), single)
+        for single in first
+        for step in single.steps
+        if step.order > last and step.family not in recipe.families and not _failed(single, study)
     ]
 
 
-def _failed(step: Technique, study: Study) -> bool:
-    alone = study.candidates.get(Recipe((step,)).id)
-    return alone is not None and alone.status == "failed"
+def _failed(single: Recipe, study: Study) -> bool:
+    return single.id in study.candidates and study.candidates[single.id].status == "failed"
 
 
-def expected(study: Study, parent: Candidate, step: Technique) -> dict[str, float]:
-    """What `parent` extended by `step` should measure if `step` does to it what it did to the original.
+def expected(study: Study, parent: Candidate, single: Recipe) -> dict[str, float]:
+    """What `parent` extended by a step should measure if the step does to it what it did alone to the original.
 
     What was not measured, of either, counts as the original's.
     """
     original = study.candidates[study.facts["original"]].metrics
-    alone = study.candidates.get(Recipe((step,)).id)
+    alone = study.candidates.get(single.id)
     effect = {} if alone is None else alone.metrics
     return {
         metric: parent.metrics.get(metric, value) * (effect.get(metric, value) / value if value else 1.0)
