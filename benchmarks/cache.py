@@ -233,12 +233,13 @@ def plot(rows: Sequence[Mapping[str, Any]]) -> str:
             for value in (row["kept %"], row["kept %"] + row["+-"], row["kept %"] - row["+-"])
         )
         colour = "#b35900" if row["cache"].startswith("state") else "#1f5fa8"
+        name = row["lists"] if row["cache"].startswith("user") else row["cache"]
         title = f"{row['cache']}, {row['lists']}: p50 {row['p50_ms']:.2f} ms, p99 {row['p99_ms']:.2f} ms"
         parts += [
             f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top:.1f}" y2="{end:.1f}" stroke="{colour}" opacity=".4"/>',
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{3 + 1.5 * min(4, row["p50 x"] ** 0.5):.1f}" fill="{colour}">'
             f"<title>{title}</title></circle>",
-            f'<text x="{x + 14:.1f}" y="{y + 3:.1f}">{row["lists"] if row["cache"].startswith("user") else row["cache"]}</text>',
+            f'<text x="{x + 14:.1f}" y="{y + 3:.1f}">{name}</text>',
         ]
     ticks = [f'<text x="{60 + 5.4 * at}" y="400" text-anchor="middle">{at} %</text>' for at in range(0, 101, 20)]
     ticks += [

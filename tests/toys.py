@@ -166,10 +166,14 @@ def expected(pipeline: Pipeline, user: int, history: Sequence[int]) -> FloatArra
 
 
 def _scores(model: Model, user: int, history: Sequence[int]) -> FloatArray:
-    tokens = torch.tensor([[row + 1 for row in history] or [0]])
+    rows = model.catalogue.item_rows
+    known = list(range(N_ITEMS)) if rows is None else rows.tolist()
+    tokens = torch.tensor([[known.index(row) + 1 for row in history if row in known] or [0]])
     with torch.inference_mode():
         found = models.scores(model, inputs_for(model, torch.tensor([user + 1]), tokens))
-    return found[0].numpy().astype(np.float32).copy()
+    scores = np.full(N_ITEMS, -np.inf, np.float32)
+    scores[known] = found[0].numpy()
+    return scores
 
 
 def assert_ranks(rows: Sequence[int], scores: Sequence[float], wanted: FloatArray, k: int, error: float) -> None:

@@ -20,6 +20,7 @@ from recfit.types import BundleError, Features, FloatArray, IntArray, Ragged, Ro
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+ITEM_ROWS = "item_rows.npy"
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,10 @@ class Cache:
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened, verified bundle; `stages` has `retrieve`, and `rank` where there are two. Arrays are read-only maps."""
+    """An opened, verified bundle; `stages` has `retrieve`, and `rank` where there are two. Arrays are read-only maps.
+
+    `item_rows` are the rows of the data that the bundle was made from, of its items: all, unless some were left out.
+    """
 
     directory: Path
     manifest: Mapping[str, Any]
@@ -56,6 +60,7 @@ class Bundle:
     histories: Ragged
     user_features: Features | None
     fallback: Rows
+    item_rows: Rows
     cache: Cache | None
 
     @property
@@ -156,6 +161,7 @@ def _open(directory: Path, manifest: dict[str, Any]) -> Bundle:
         histories=Ragged(_map(directory / "histories.indptr.npy"), _map(directory / "histories.values.npy")),
         user_features=_features(directory, catalogue["user_features"]),
         fallback=_map(directory / "fallback.npy"),
+        item_rows=_item_rows(directory, manifest, len(catalogue["items"])),
         cache=_cache(directory, manifest["pipeline"]["cache"], len(catalogue["items"])),
     )
 
@@ -169,6 +175,11 @@ def _features(directory: Path, stored: Mapping[str, Any] | None) -> Features | N
     if stored is None:
         return None
     return Features(tuple(stored["names"]), _map(directory / "user_features.npy"), tuple(stored["sizes"]))
+
+
+def _item_rows(directory: Path, manifest: Mapping[str, Any], n_items: int) -> Rows:
+    rows: Rows = np.arange(n_items, dtype=np.int32)
+    return _map(directory / ITEM_ROWS) if ITEM_ROWS in manifest["files"] else rows
 
 
 def _cache(directory: Path, stored: Mapping[str, Any] | None, n_items: int) -> Cache | None:

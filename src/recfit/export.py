@@ -35,7 +35,7 @@ REPORT = "quantization.json"
 @dataclass(frozen=True)
 class Surroundings:
     """What a bundle carries beside its models: id maps, titles, the histories of the snapshot, and all items, the most
-    popular first."""
+    popular first. `item_rows` tells which rows of the data the items are, where some have left."""
 
     user_ids: tuple[str, ...]
     item_ids: tuple[str, ...]
@@ -43,6 +43,22 @@ class Surroundings:
     user_features: Features | None
     histories: Ragged
     fallback: Rows
+    item_rows: Rows | None = None
+
+    def only(self, rows: Rows) -> Surroundings:
+        """What is left when only the items at `rows`, ascending, are."""
+        numbers = np.full(len(self.item_ids), -1, dtype=np.int32)
+        numbers[rows] = np.arange(len(rows))
+        kept = rows.tolist()
+        fallback = numbers[self.fallback]
+        return replace(
+            self,
+            item_ids=tuple(self.item_ids[row] for row in kept),
+            titles=None if self.titles is None else tuple(self.titles[row] for row in kept),
+            histories=self.histories.renumbered(numbers),
+            fallback=fallback[fallback >= 0],
+            item_rows=rows,
+        )
 
 
 def surroundings(split: Split, histories: Ragged) -> Surroundings:
@@ -69,6 +85,8 @@ def export(
     takes seconds.
     """
     _check_replaceable(directory)
+    rows = pipeline.retrieve.model.catalogue.item_rows
+    around = around if rows is None else around.only(rows)
     for stage in pipeline.stages.values():
         _check_sizes(stage.model, around)
     draft = directory.with_name(f"{directory.name}.part")
@@ -268,6 +286,8 @@ def _write_surroundings(around: Surroundings, directory: Path) -> None:
     np.save(directory / "histories.indptr.npy", around.histories.indptr)
     np.save(directory / "histories.values.npy", _narrow(around.histories.values, len(around.item_ids)))
     np.save(directory / "fallback.npy", _narrow(around.fallback, len(around.item_ids)))
+    if around.item_rows is not None:
+        np.save(directory / bundle.ITEM_ROWS, around.item_rows)
     if features is not None:
         np.save(directory / "user_features.npy", features.codes)
 

@@ -85,6 +85,13 @@ class Ragged:
         """Each list cut to its last `n` values."""
         return Ragged.from_lists([part[-n:] if n else part[:0] for part in self])
 
+    def renumbered(self, numbers: Rows) -> Ragged:
+        """The lists with `numbers[row]` in the place of each row, and without those whose number is -1."""
+        values = numbers[self.values]
+        kept = values >= 0
+        before = np.concatenate(([0], np.cumsum(kept))).astype(np.int64)
+        return Ragged(before[self.indptr], values[kept])
+
     def padded(self, length: int) -> IntArray:
         """Tokens `[len(self), length]`: row + 1, left-padded with 0, the newest last; longer lists lose their oldest."""
         tokens = np.zeros((len(self), length), dtype=np.int64)

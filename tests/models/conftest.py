@@ -43,6 +43,23 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "sasrec",
         {"layers": 2, "embedding_dim": 8, "heads": 2, "ffn": 12, "max_history": 9, "parts": 4, "codes": 6},
     ),
+    "sasrec-low-rank": (
+        "sasrec",
+        {
+            "layers": 2,
+            "embedding_dim": 8,
+            "heads": 2,
+            "ffn": 12,
+            "max_history": 9,
+            "table_dim": 4,
+            "ranks": {"blocks.0.query": 3, "blocks.1.key": 2, "blocks.1.value": 3, "blocks.1.up": 2},
+        },
+    ),
+    "mlp-low-rank": (
+        "mlp",
+        {"embedding_dim": 8, "hidden": 10, "max_history": 9, "table_dim": 5, "ranks": {"first": 4, "second": 3}},
+    ),
+    "neumf-low-rank": ("neumf", {"embedding_dim": 4, "hidden": 6, "top": 4, "ranks": {"from_user": 2, "top": 2}}),
     "mlp": ("mlp", {"embedding_dim": 8, "hidden": 10, "max_history": 9}),
     "two_tower": ("two_tower", {"embedding_dim": 8, "hidden": 10, "max_history": 9}),
     "two_tower-history": ("two_tower", {"embedding_dim": 8, "hidden": 0, "users": False, "max_history": 9}),

@@ -21,6 +21,7 @@ SHRINKABLE = [
     ("sasrec", "heads"),
     ("sasrec", "ffn"),
     ("sasrec", "embedding_dim"),
+    ("sasrec-features", "table_dim"),
     ("sasrec", "history_length"),
     ("sasrec-codes", "layers"),
     ("sasrec-codes", "heads"),
@@ -29,6 +30,7 @@ SHRINKABLE = [
     ("mlp-codes", "hidden"),
     ("mlp-features", "hidden"),
     ("mlp-features", "embedding_dim"),
+    ("mlp-features", "table_dim"),
     ("mlp-features", "history_length"),
     ("two_tower-features", "hidden"),
     ("two_tower-features", "embedding_dim"),
@@ -42,6 +44,8 @@ SHRINKABLE = [
     ("neumf-history", "embedding_dim"),
     ("neumf-history", "history_length"),
 ]
+
+WIDTHS = {"embedding_dim", "table_dim"}  # as wide as each other, until the table is cut alone
 
 
 def test_every_family_is_covered() -> None:
@@ -92,7 +96,11 @@ def test_tied_encoders_agree_with_encode(make: Make, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["sasrec", "sasrec-1", "sasrec-features", "sasrec-codes", "mlp", "mlp-features", "mlp-codes"]
+    "name",
+    [
+        *("sasrec", "sasrec-1", "sasrec-features", "sasrec-codes", "sasrec-low-rank"),
+        *("mlp", "mlp-features", "mlp-codes", "mlp-low-rank"),
+    ],
 )
 def test_states_answer_every_prefix(make: Make, name: str) -> None:
     model = make(name)
@@ -122,9 +130,11 @@ def test_shrink_is_really_smaller_and_keeps_the_type(make: Make, name: str, axis
     size = model.axes()[axis]
     assert model.importance(axis).shape[-1] == size
     assert (model.importance(axis) >= 0).all()
-    small = model.shrink(axis, torch.arange(size - 1))
-    assert small.axes()[axis] == size - 1
-    assert {k: v for k, v in small.axes().items() if k != axis} == {k: v for k, v in model.axes().items() if k != axis}
+    left = size // 2 if axis == "table_dim" else size - 1  # the matrix that widens a table takes room too
+    small = model.shrink(axis, torch.arange(left))
+    assert small.axes()[axis] == left
+    others = set(model.axes()) - {axis} - WIDTHS
+    assert {k: small.axes()[k] for k in others} == {k: model.axes()[k] for k in others}
     assert _numbers(small) < _numbers(model)
     assert models.scores(small, requests(small)).shape == (3, N_ITEMS)
 

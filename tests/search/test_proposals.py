@@ -147,7 +147,11 @@ def test_chains_grow_from_what_keeps_quality_first(study):
 
 REAL = Context(toys.split(), toys.original("sasrec"), toys.FIT)
 EASE, NUMPY, GRAPH = make("simplify", {"kind": "ease"}), make("runtime", {"name": "numpy"}), make("quantize", {})
-CUT = [make("prune", {"axis": "ffn"}), make("reduce", {"size": 8}), make("quantize", {"graph": "float32", "table": "int4"})]
+CUT = [
+    make("prune", {"axis": "ffn"}),
+    make("reduce", {"size": 8}),
+    make("quantize", {"graph": "float32", "table": "int4"}),
+]
 
 
 @pytest.mark.parametrize(

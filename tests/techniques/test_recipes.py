@@ -42,6 +42,17 @@ RECIPES: dict[str, tuple[str, Steps]] = {
             ("runtime", {"threads": 2, "graph": "extended"}),
         ],
     ),
+    "matryoshka -> reduce -> low_rank -> quantize -> prune_items -> cache": (
+        "sasrec",
+        [
+            ("matryoshka", {"epochs": 1}),
+            ("reduce", {"axis": "table_dim", "size": 8, "epochs": 0}),
+            ("low_rank", {"epochs": 1}),
+            ("quantize", {}),
+            ("prune_items", {"keep": 0.7}),
+            ("cache", {"share": 0.3, "length": 20}),
+        ],
+    ),
     "prune -> two_stage -> cache": (
         "neumf",
         [

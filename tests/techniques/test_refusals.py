@@ -153,6 +153,12 @@ WRONG = [
     ),
     ("quantize", {"table": "pq", "table_options": {"codes": 300}}, "codes = 300; give 1 part or more, 2 to 256 codes"),
     ("quantize", {"table_options": {"block": 16}}, "table_options has no setting 'block'; allowed: dim"),
+    ("low_rank", {"by": "luck"}, "technique.low_rank.by = 'luck'; allowed: budget, energy"),
+    ("low_rank", {"keep": 0}, "technique.low_rank.keep = 0.0 is outside"),
+    ("matryoshka", {"epochs": 0}, "technique.matryoshka.epochs = 0 is outside 1 to"),
+    ("matryoshka", {"widths": 8}, "technique.matryoshka.widths = 8 is a int; it must be a tuple"),
+    ("prune_items", {"keep": 1.5}, "technique.prune_items.keep = 1.5 is outside"),
+    ("prune_items", {"min_events": -1}, "min_events = -1 is outside 0 to"),
     ("prunne", {}, "no technique named 'prunne'; did you mean 'prune'?"),
 ]
 

@@ -17,7 +17,7 @@ UNITS = {"_ms": "ms", "_mb": "MB", "_s": "s", "qps": "1/s"}
 
 
 def queries_of(bundle: Path, requests: Path, targets: Path) -> tuple[Queries, IntArray]:
-    """The requests and their targets (.csv: query,user_id,item_id) in the bundle's rows, and its items' popularity.
+    """The requests and their targets (.csv: query,user_id,item_id) in the rows of the bundle's data, and its items' popularity.
 
     A request without a history means the one that the bundle stores. Items the bundle does not know are left out of
     histories; as targets they stay, and are missed.
@@ -25,7 +25,7 @@ def queries_of(bundle: Path, requests: Path, targets: Path) -> tuple[Queries, In
     opened = open_files(bundle)
     asked = read_requests(requests)
     users = {user: row for row, user in enumerate(opened.user_ids)}
-    items = {item: row for row, item in enumerate(opened.item_ids)}
+    items = dict(zip(opened.item_ids, opened.item_rows.tolist(), strict=True))
     for number, request in enumerate(asked):
         if request.user_id not in users:
             raise DataError(
@@ -35,10 +35,12 @@ def queries_of(bundle: Path, requests: Path, targets: Path) -> tuple[Queries, In
         if request.exclude:
             raise DataError(f"{requests}, request {number} excludes items, which is not measured; leave `exclude` out")
     rows = [users[str(request.user_id)] for request in asked]
-    past = [_history(request, opened.histories[row], items) for request, row in zip(asked, rows, strict=True)]
-    answers = _targets(targets, len(asked), items)
+    stored = opened.histories.renumbered(opened.item_rows)
+    past = [_history(request, stored[row], items) for request, row in zip(asked, rows, strict=True)]
+    counts = popularity(opened)
+    answers = _targets(targets, len(asked), items, unknown=len(counts))
     queries = Queries(np.array(rows, np.int32), Ragged.from_lists(past), Ragged.from_lists(answers))
-    return queries, popularity(opened)
+    return queries, counts
 
 
 def _history(request: Request, stored: Rows, items: Mapping[str, int]) -> Rows:
@@ -48,11 +50,13 @@ def _history(request: Request, stored: Rows, items: Mapping[str, int]) -> Rows:
 
 
 def popularity(bundle: Bundle) -> IntArray:
-    """How often every item occurs in the bundle's histories, int64 [n_items]."""
-    return np.bincount(bundle.histories.values, minlength=bundle.n_items).astype(np.int64)
+    """How often every item occurs in the bundle's histories, int64 [rows of its data], up to the last it knows."""
+    counts = np.zeros(int(bundle.item_rows.max(initial=-1)) + 1, np.int64)
+    counts[bundle.item_rows] = np.bincount(bundle.histories.values, minlength=bundle.n_items)
+    return counts
 
 
-def _targets(path: Path, count: int, items: Mapping[str, int]) -> list[list[int]]:
+def _targets(path: Path, count: int, items: Mapping[str, int], unknown: int) -> list[list[int]]:
     answers: list[list[int]] = [[] for _ in range(count)]
     if not path.is_file():
         raise DataError(f"there is no file {path}; check --targets")
@@ -63,7 +67,7 @@ def _targets(path: Path, count: int, items: Mapping[str, int]) -> list[list[int]
                 raise DataError(
                     f"{path}, line {number}: {dict(row)} is no target; it needs item_id and a query number below {count}"
                 )
-            answers[int(query)].append(items.get(item, len(items)))
+            answers[int(query)].append(items.get(item, unknown))
     if empty := [query for query, answer in enumerate(answers) if not answer]:
         raise DataError(
             f"{path} has no target for query {empty[0]} ({len(empty)} of {count} have none); add them or drop those requests"

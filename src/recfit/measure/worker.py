@@ -20,6 +20,8 @@ import psutil
 from recfit.engine import Engine, open_bundle
 from recfit.types import IntArray, Ragged, Request, Rows
 
+UNKNOWN = "\0"  # no id of any data
+
 
 class Bench:
     """The commands. Each returns a JSON-able answer."""
@@ -34,12 +36,16 @@ class Bench:
         self.engine.recommend([Request(history=self.engine.bundle.item_ids[:1])])
 
     def load(self, queries: str) -> int:
-        """Take the requests of a file of queries; item rows become ids, so that the whole path is measured."""
+        """Take the requests of a file of queries; item rows become ids, so that the whole path is measured.
+
+        Rows are those of the data: the bundle may have left some out, whose ids it does not know.
+        """
         with np.load(queries) as stored:
             users, history = stored["user"], Ragged(stored["history_indptr"], stored["history_values"])
         bundle = self.engine.bundle
+        ids = dict(zip(bundle.item_rows.tolist(), bundle.item_ids, strict=True))
         self.requests = [
-            Request(bundle.user_ids[user], tuple([bundle.item_ids[row] for row in past.tolist()]))
+            Request(bundle.user_ids[user], tuple([ids.get(row, UNKNOWN) for row in past.tolist()]))
             for user, past in zip(users.tolist(), history, strict=True)
         ]
         return len(self.requests)
@@ -88,8 +94,10 @@ class Bench:
         return {"peak_rss": _peak_rss() / 1e6, "pss": getattr(info, "pss", info.rss) / 1e6}
 
     def lists(self, start: int, count: int, k: int, output: str) -> dict[str, int]:
-        """Recommend for `count` requests; rows [count, k] go to the file `output`, how each was answered is counted."""
-        rows = {item: row for row, item in enumerate(self.engine.bundle.item_ids)}
+        """Recommend for `count` requests; the data's rows [count, k] go to the file `output`, how each was answered is
+        counted."""
+        bundle = self.engine.bundle
+        rows = dict(zip(bundle.item_ids, bundle.item_rows.tolist(), strict=True))
         requests = self.requests[start : start + count]
         found = np.full((len(requests), k), -1, dtype=np.int32)
         sources: Counter[str] = Counter()

@@ -14,17 +14,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from recfit.models._options import from_options
 from recfit.registry import find
-from recfit.types import ConfigError, Features, Split
+from recfit.types import ConfigError, Features, Rows, Split
 
 FORMAT = 1
 PAIRS_AT_ONCE = 1 << 15
@@ -32,12 +33,24 @@ PAIRS_AT_ONCE = 1 << 15
 
 @dataclass(frozen=True)
 class Catalogue:
-    """What a model must know of the data to be built: sizes and features, no events."""
+    """What a model must know of the data to be built: sizes and features, no events.
+
+    `item_rows` int32 [n_items] tells, where some items have left, which rows of the data are here, ascending.
+    """
 
     n_users: int
     n_items: int
     user_features: Features | None = None
     item_features: Features | None = None
+    item_rows: Rows | None = None
+
+    def only(self, rows: Rows) -> Catalogue:
+        """The catalogue of the items at `rows`, ascending."""
+        described = self.item_features
+        if described is not None:
+            described = replace(described, codes=described.codes[rows])
+        known = rows if self.item_rows is None else self.item_rows[rows]
+        return replace(self, n_items=len(rows), item_features=described, item_rows=known.astype(np.int32))
 
 
 class Model(Protocol):
@@ -142,6 +155,15 @@ class Codable(Protocol):
         ...
 
 
+@runtime_checkable
+class Featured(Model, Protocol):
+    """A model with the axis `features`."""
+
+    def feature_names(self) -> list[str]:
+        """The feature columns in use, the units of that axis in order; `genre.0` and `genre.1` are `genre`."""
+        ...
+
+
 def catalogue_of(split: Split) -> Catalogue:
     """The sizes and features of `split`."""
     return Catalogue(split.n_users, split.n_items, split.train.user_features, split.train.item_features)
@@ -154,9 +176,9 @@ def build(kind: str, options: Mapping[str, Any], catalogue: Catalogue) -> Model:
     return cast(Model, family.build(config, catalogue))
 
 
-def rebuilt(model: Model, config: Any) -> Model:
-    """A new, untrained model of the same family and catalogue with another config."""
-    return cast(Model, find("models", model.kind).build(config, model.catalogue))
+def rebuilt(model: Model, config: Any, catalogue: Catalogue | None = None) -> Model:
+    """A new, untrained model of the same family with another config, and another catalogue if one is given."""
+    return cast(Model, find("models", model.kind).build(config, catalogue or model.catalogue))
 
 
 def as_module(model: Model) -> nn.Module:
@@ -193,6 +215,8 @@ def save(model: Model, directory: Path) -> None:
     tensors = {f"weights.{name}": value for name, value in as_module(model).state_dict().items()}
     sides = {"user_features": model.catalogue.user_features, "item_features": model.catalogue.item_features}
     tensors |= {name: torch.from_numpy(side.codes) for name, side in sides.items() if side is not None}
+    if model.catalogue.item_rows is not None:
+        tensors["item_rows"] = torch.from_numpy(model.catalogue.item_rows)
     save_file({name: value.detach().clone().contiguous() for name, value in tensors.items()}, _weights(directory))
     (directory / "model.json").write_text(json.dumps(_described(model), indent=1))
 
@@ -207,7 +231,9 @@ def load(directory: Path) -> Model:
     tensors = load_file(_weights(directory))
     sizes = described["catalogue"]
     sides = {side: _features(sizes[side], tensors.get(side)) for side in ("user_features", "item_features")}
-    model = build(described["kind"], described["config"], Catalogue(sizes["n_users"], sizes["n_items"], **sides))
+    rows = tensors["item_rows"].numpy() if "item_rows" in tensors else None
+    catalogue = Catalogue(sizes["n_users"], sizes["n_items"], **sides, item_rows=rows)
+    model = build(described["kind"], described["config"], catalogue)
     weights = {name.removeprefix("weights."): value for name, value in tensors.items() if name.startswith("weights.")}
     as_module(model).load_state_dict(weights)
     as_module(model).eval()
@@ -215,8 +241,10 @@ def load(directory: Path) -> Model:
 
 
 def fingerprint(model: Model) -> str:
-    """sha256 of kind, config, catalogue sizes and weights: equal digests answer equally."""
+    """sha256 of kind, config, catalogue and weights: equal digests answer equally."""
     digest = hashlib.sha256(json.dumps(_described(model), sort_keys=True).encode())
+    if model.catalogue.item_rows is not None:
+        digest.update(model.catalogue.item_rows.tobytes())
     for name, value in sorted(as_module(model).state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any, TypeVar
+
 import torch
 from torch import Tensor
 
 from recfit.models import Model
 from recfit.types import ConfigError
+
+C = TypeVar("C", bound=Any)
 
 
 def no_axis(model: Model, axis: str) -> ConfigError:
@@ -22,6 +27,13 @@ def check_keep(model: Model, axis: str, keep: Tensor) -> None:
     for units in (keep if keep.ndim > 1 else keep[None]).tolist():
         if not units or units != sorted(set(units)) or units[0] < 0 or units[-1] >= size:
             raise ConfigError(f"keep = {units} of {model.kind}.{axis}; give ascending units out of 0 to {size - 1}")
+
+
+def narrowed(config: C, **sizes: int) -> C:
+    """`config` with narrower item vectors; of `widths`, which are trained to do without the rest, those that are left."""
+    (size,) = sizes.values()
+    widths = tuple(width for width in config.widths if width < size)
+    return replace(config, **sizes, widths=widths)
 
 
 def newest_kept(model: Model, keep: Tensor) -> int:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recfit.models._layers import ItemTable
+from recfit.models._options import check_ranges
 from recfit.types import ConfigError, Features, Unsupported
 
 
@@ -41,13 +42,31 @@ class CodedTable(nn.Module):
         """float [parts, codes, width]; but for training, numbers that the half precision of a stored codebook holds."""
         return self.weight if self.training else self.weight.half().float()
 
+    def widen(self, vectors: Tensor) -> Tensor:
+        """Vectors of the table as the model reads them: as they are."""
+        return vectors
+
+    def narrow(self, hidden: Tensor) -> Tensor:
+        """What meets the table's vectors: what the model gives."""
+        return hidden
+
+    @property
+    def width(self) -> int:
+        """Numbers of a vector."""
+        return self.weight.shape[0] * self.weight.shape[2]
+
+    def axes(self) -> dict[str, int]:
+        """None: to cut or to turn the space would mix the parts."""
+        return {}
+
 
 @torch.no_grad()
-def copy_items(source: ItemTable | CodedTable, target: ItemTable | CodedTable, change: Tensor) -> None:
-    """Give `target` the vectors of `source` times `change` [d_source, d]. Those of codes are copied as they are: the
-    parts would mix."""
+def copy_items(
+    source: ItemTable | CodedTable, target: ItemTable | CodedTable, change: Tensor, keep: Tensor | None = None
+) -> None:
+    """`target.map_(source, change, keep)`. Vectors of codes are copied as they are."""
     if isinstance(source, ItemTable) and isinstance(target, ItemTable):
-        target.map_(source, change)
+        target.map_(source, change, keep)
     elif (
         isinstance(source, CodedTable)
         and isinstance(target, CodedTable)
@@ -59,17 +78,25 @@ def copy_items(source: ItemTable | CodedTable, target: ItemTable | CodedTable, c
 
 
 def item_table(n_items: int, config: Any, std: float, described: Features | None) -> ItemTable | CodedTable:
-    """The table that `config` (of a family with `parts` and `codes`) asks for; `described` are the features it adds."""
+    """The table that `config` (of a family with `parts` and `table_dim`) asks for; `described` are the features it adds."""
     if config.parts:
         return CodedTable(n_items, config.embedding_dim, std, config.parts, config.codes)
-    return ItemTable(n_items, config.embedding_dim, std, described, config.without)
+    return ItemTable(n_items, config.embedding_dim, std, described, config.without, config.table_dim)
 
 
-def check_codes(where: str, config: Any) -> None:
-    """Raise ConfigError for parts that don't divide the vector, and for features, which codes can't add to."""
-    if config.parts and config.embedding_dim % config.parts:
+def check_table(where: str, config: Any) -> None:
+    """Raise ConfigError for a table that cannot be: `table_dim` and `widths` beyond the vectors, `parts` that don't divide
+    them, or codes with what they cannot add to or cut."""
+    check_ranges(where, config, table_dim=(0, config.embedding_dim), parts=(0, 8192), codes=(2, 256))
+    whole = config.table_dim or config.embedding_dim
+    if wrong := [width for width in config.widths if not 1 <= width < whole]:
+        raise ConfigError(f"{where}.widths has {wrong[0]}; give widths from 1 to {whole - 1}")
+    if not config.parts:
+        return
+    if config.embedding_dim % config.parts:
         raise ConfigError(f"{where}.parts = {config.parts} does not divide embedding_dim = {config.embedding_dim}")
-    if config.parts and config.features:
-        raise ConfigError(
-            f"{where}.parts = {config.parts} with features = true; codes hold whole vectors, set it false"
-        )
+    for name in ("features", "table_dim", "widths"):
+        if value := getattr(config, name):
+            raise ConfigError(
+                f"{where}.parts = {config.parts} with {name} = {value}; codes hold whole vectors, leave it out"
+            )

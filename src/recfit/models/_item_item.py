@@ -14,6 +14,8 @@ from recfit.models import Catalogue, Model
 from recfit.models._axes import no_axis
 from recfit.types import Interactions, Split
 
+ROWS_AT_ONCE = 1024
+
 
 def binary_matrix(events: Interactions) -> sp.csr_matrix:
     """Who chose what, once: float32 CSR [n_users, n_items] of ones."""
@@ -80,6 +82,17 @@ class ItemItem(nn.Module):
         columns, values = strongest(rows, self.neighbours)
         self.columns[start + 1 : start + 1 + len(rows)] = columns
         self.values[start + 1 : start + 1 + len(rows)] = values
+
+    def take(self, source: ItemItem, rows: Tensor) -> None:
+        """The item-item rows of `source` among the items at `rows` int64 [N]."""
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            part = rows[start : start + ROWS_AT_ONCE]
+            if source.neighbours:
+                empty = torch.zeros(len(part), source.catalogue.n_items)
+                whole = empty.scatter(1, source.columns[part + 1].long(), source.values[part + 1])
+            else:
+                whole = source.rows[part]
+            self.keep(start, whole[:, rows])
 
     def axes(self) -> Mapping[str, int]:
         return {}

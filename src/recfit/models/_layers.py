@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recfit.types import ConfigError, Features
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def embed(tokens: Tensor, table: Tensor) -> Tensor:
@@ -30,6 +33,48 @@ class Dropout(nn.Module):
         words = torch.empty((hidden.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
         dropped = words.view(torch.uint8)[: hidden.numel()].view(hidden.shape) < self.limit
         return (hidden * (256 / (256 - self.limit))).masked_fill(dropped, 0.0)
+
+
+class LowRank(nn.Module):
+    """A linear layer whose matrix [out, in] has rank r, as two: [in] -> [r] -> [out]."""
+
+    def __init__(self, layer: nn.Linear, rank: int) -> None:
+        super().__init__()
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.inner = nn.Linear(layer.in_features, rank, bias=False)
+        self.outer = nn.Linear(rank, layer.out_features, bias=layer.bias is not None)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        answer: Tensor = self.outer(self.inner(hidden))
+        return answer
+
+    @property
+    def weight(self) -> Tensor:
+        """The matrix of both, [out, in]."""
+        return self.outer.weight @ self.inner.weight
+
+
+def factors(layer: nn.Module) -> list[Tensor]:
+    """The matrices whose product is that of a linear layer, one or two, the one that is applied last first."""
+    if isinstance(layer, LowRank):
+        return [layer.outer.weight, layer.inner.weight]
+    return [layer.get_parameter("weight")]
+
+
+def linear_layers(module: nn.Module) -> dict[str, nn.Linear]:
+    """The linear layers by their paths in `module`."""
+    return {path: layer for path, layer in module.named_modules() if isinstance(layer, nn.Linear)}
+
+
+def factored(module: M, ranks: Mapping[str, int]) -> M:
+    """`module` after the linear layers at the paths in `ranks` became layers of these ranks, untrained."""
+    for path, rank in ranks.items():
+        layers = linear_layers(module)
+        if path not in layers or rank < 1:
+            raise ConfigError(f"ranks has {path!r} = {rank!r}; give ranks from 1 to layers out of: {', '.join(layers)}")
+        parent, _, name = path.rpartition(".")
+        setattr(module.get_submodule(parent), name, LowRank(layers[path], rank))
+    return module
 
 
 def feature_groups(features: Features | None, without: Sequence[str] = ()) -> dict[str, list[int]]:
@@ -72,33 +117,77 @@ class FeatureTable(nn.Module):
 
 
 class ItemTable(nn.Module):
-    """One learned vector for each item, drawn with scale `std`, plus those of its features if `features` is given."""
+    """One learned vector for each item, drawn with scale `std`, plus those of its features if `features` is given.
+
+    With `rank` > 0 the vectors have so many numbers, and `basis` [rank, dim] leads to the `dim` of the model and back: a
+    table of low rank. With `limit` set only that many leading numbers of the vectors count, the others are zero.
+    """
 
     codes: Tensor
+    basis: nn.Parameter | None
 
     def __init__(
-        self, n_items: int, dim: int, std: float, features: Features | None = None, without: Sequence[str] = ()
+        self,
+        n_items: int,
+        dim: int,
+        std: float,
+        features: Features | None = None,
+        without: Sequence[str] = (),
+        rank: int = 0,
     ):
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(n_items, dim) * std)
-        self.features = FeatureTable(features, without, dim) if features and feature_groups(features, without) else None
+        width = rank or dim
+        self.limit: int | None = None
+        self.weight = nn.Parameter(torch.randn(n_items, width) * std)
+        self.basis = nn.Parameter(torch.eye(dim)[:rank]) if rank else None
+        known = features and feature_groups(features, without)
+        self.features = FeatureTable(features, without, width) if features and known else None
         if features is not None:
             self.register_buffer("codes", torch.from_numpy(features.codes), persistent=False)
 
     def vectors(self) -> Tensor:
-        """float [n_items, d]."""
-        return self.weight if self.features is None else self.weight + self.features.sums(self.codes)
+        """float [n_items, d], d the rank where there is one."""
+        return self._front(self.weight if self.features is None else self.weight + self.features.sums(self.codes))
 
     def lookup(self, tokens: Tensor) -> Tensor:
         """The vectors of tokens of any shape; zeros where 0."""
         vectors = embed(tokens, self.weight)
-        if self.features is None:
-            return vectors
-        described = self.features.sums(F.embedding((tokens - 1).clamp(min=0), self.codes))
-        return vectors + described * (tokens > 0)[..., None].to(vectors.dtype)
+        if self.features is not None:
+            described = self.features.sums(F.embedding((tokens - 1).clamp(min=0), self.codes))
+            vectors = vectors + described * (tokens > 0)[..., None].to(vectors.dtype)
+        return self._front(vectors)
 
-    def map_(self, source: ItemTable, change: Tensor) -> None:
-        """Take the vectors of `source` times `change` [d_source, d]; features by name, those it lacks stay out."""
+    def _front(self, vectors: Tensor) -> Tensor:
+        if self.limit is None:
+            return vectors
+        return F.pad(vectors[..., : self.limit], (0, vectors.shape[-1] - self.limit))
+
+    def widen(self, vectors: Tensor) -> Tensor:
+        """Vectors of the table as the model reads them, [..., dim]."""
+        return vectors if self.basis is None else vectors @ self.basis
+
+    def narrow(self, hidden: Tensor) -> Tensor:
+        """What meets the table's vectors, of what would meet the widened ones: `hidden . widen(v) = narrow(hidden) . v`."""
+        return hidden if self.basis is None else hidden @ self.basis.T
+
+    @property
+    def width(self) -> int:
+        """Numbers of a vector."""
+        return self.weight.shape[1]
+
+    def axes(self) -> dict[str, int]:
+        """The axes of the vectors; the model's own width no longer is one when the table has a rank of its own."""
+        return ({"embedding_dim": self.width} if self.basis is None else {}) | {"table_dim": self.width}
+
+    def map_(self, source: ItemTable, change: Tensor, keep: Tensor | None = None) -> None:
+        """Take the vectors of `source` times `change` [d_source, d]; features by name, those it lacks stay out.
+
+        A table with a basis takes the vectors' columns `keep` (None: all), and the change into its basis.
+        """
+        if self.basis is not None:
+            keep = torch.arange(source.width) if keep is None else keep
+            self.basis.copy_(source.widen(torch.eye(source.width))[keep] @ change)
+            change = selector(keep, source.width)
         self.weight.copy_(source.weight @ change)
         if self.features is not None and source.features is not None:
             copy_features(source.features, self.features, change)

@@ -9,10 +9,8 @@ import scipy.sparse as sp
 import torch
 
 from recfit.models import Catalogue, Model
-from recfit.models._item_item import ItemItem
+from recfit.models._item_item import ROWS_AT_ONCE, ItemItem
 from recfit.models._options import check_choice, check_ranges
-
-ROWS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ decays of different pace: the first sees little more than the newest event, the 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -15,16 +15,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recfit.models import Catalogue, Model, rebuilt
-from recfit.models._axes import check_keep, newest_kept, no_axis, recency
-from recfit.models._codes import CodedTable, check_codes, copy_items, item_table
-from recfit.models._layers import Dropout, check_features, decays, selector
+from recfit.models._axes import check_keep, narrowed, newest_kept, no_axis, recency
+from recfit.models._codes import CodedTable, check_table, copy_items, item_table
+from recfit.models._layers import Dropout, check_features, decays, factored, selector
 from recfit.models._options import check_ranges
 
 
 @dataclass(frozen=True)
 class Config:
-    """`features` adds the vectors of the item's features to its own, less the columns in `without`. With `parts` an item
-    is that many sub-ids out of `codes` each (see `_codes`)."""
+    """`features` adds the vectors of the item's features to its own, less the columns in `without`.
+
+    `parts`, `codes`, `table_dim`, `ranks` and `widths` are those of `sasrec`.
+    """
 
     embedding_dim: int = 64
     hidden: int = 256
@@ -35,12 +37,14 @@ class Config:
     without: tuple[str, ...] = ()
     parts: int = 0
     codes: int = 256
+    table_dim: int = 0
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    widths: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         check_ranges("model.mlp", self, embedding_dim=(1, 8192), hidden=(1, 65536), pools=(1, 16))
         check_ranges("model.mlp", self, max_history=(1, 1e5), dropout=(0, 0.95))
-        check_ranges("model.mlp", self, parts=(0, 8192), codes=(2, 256))
-        check_codes("model.mlp", self)
+        check_table("model.mlp", self)
 
 
 class Mlp(nn.Module):
@@ -63,20 +67,19 @@ class Mlp(nn.Module):
 
     def encode_vectors(self, history: Tensor, vectors: Tensor) -> Tensor:
         back = history.shape[1] - 1 - torch.arange(history.shape[1])  # counting down exports to wrong ONNX
-        pooled = self.recency[:, back] @ vectors
+        pooled = self.recency[:, back] @ self.items.widen(vectors)
         return self._answer(pooled.flatten(1))
 
     def states(self, history: Tensor) -> Tensor:
         positions = torch.arange(history.shape[1])
         back = positions[:, None] - positions[None, :]
         weights = self.recency[:, back.clamp(min=0)] * (back >= 0)
-        pooled = weights @ self.items.lookup(history)[:, None]
+        pooled = weights @ self.items.widen(self.items.lookup(history))[:, None]
         return self._answer(pooled.transpose(1, 2).flatten(2))
 
     def _answer(self, pooled: Tensor) -> Tensor:
         hidden = self.dropout(F.gelu(self.first(self.dropout(pooled * self.enter))))
-        answer: Tensor = self.second(hidden)
-        return answer
+        return self.items.narrow(self.second(hidden))
 
     def item_vectors(self) -> Tensor:
         return self.items.vectors()
@@ -86,8 +89,8 @@ class Mlp(nn.Module):
 
     def axes(self) -> Mapping[str, int]:
         c = self.config
-        width = {} if c.parts else {"embedding_dim": c.embedding_dim}
-        return {"hidden": c.hidden, **width, "history_length": c.max_history}
+        sizes = {"hidden": c.hidden, "history_length": c.max_history}
+        return {} if c.ranks else sizes | self.items.axes()
 
     @torch.no_grad()
     def importance(self, axis: str) -> Tensor:
@@ -96,6 +99,8 @@ class Mlp(nn.Module):
         if axis == "embedding_dim":
             read = self.first.weight.square().sum(0).view(self.config.pools, -1).sum(0)
             return (self.items.vectors().square().sum(0) + read + self.second.weight.square().sum(1)).sqrt()
+        if axis == "table_dim":
+            return self.items.vectors().square().sum(0).sqrt()
         if axis == "history_length":
             return recency(self.config.max_history)
         raise no_axis(self, axis)
@@ -107,19 +112,21 @@ class Mlp(nn.Module):
         if axis == "hidden":
             return self._taken(replace(self.config, hidden=len(keep)), keep, change)
         if axis == "embedding_dim":
-            small = replace(self.config, embedding_dim=len(keep))
+            small = narrowed(self.config, embedding_dim=len(keep))
             return self._taken(small, hidden, selector(keep, self.config.embedding_dim))
+        if axis == "table_dim":
+            return self._taken(narrowed(self.config, table_dim=len(keep)), hidden, change, keep)
         return self._taken(replace(self.config, max_history=newest_kept(self, keep)), hidden, change)
 
     @torch.no_grad()
     def rotated(self, basis: Tensor) -> Model:
         return self._taken(self.config, torch.arange(self.config.hidden), basis)
 
-    def _taken(self, config: Config, hidden: Tensor, change: Tensor) -> Model:
+    def _taken(self, config: Config, hidden: Tensor, change: Tensor, columns: Tensor | None = None) -> Model:
         """A model of `config` with the chosen weights of this one, its vectors times `change` [d, d_new]."""
         model = rebuilt(self, config)
         assert isinstance(model, Mlp)
-        copy_items(self.items, model.items, change)
+        copy_items(self.items, model.items, change, columns)
         model.enter.copy_(self.enter)
         model.recency.copy_(self.recency[:, : config.max_history])
         pooled = self.first.weight[hidden].view(len(hidden), config.pools, -1) @ change
@@ -132,4 +139,4 @@ class Mlp(nn.Module):
 
 def build(config: Config, catalogue: Catalogue) -> Model:
     check_features("model.mlp", config.features, catalogue.item_features)
-    return Mlp(config, catalogue)
+    return factored(Mlp(config, catalogue), config.ranks)

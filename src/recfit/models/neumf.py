@@ -8,7 +8,7 @@ answers of their own, and an answer moves with every event.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -24,6 +24,7 @@ from recfit.models._layers import (
     Past,
     check_features,
     copy_features,
+    factored,
     feature_groups,
     selector,
 )
@@ -36,7 +37,8 @@ class Config:
     """`embedding_dim` of the product and of the network each; the network's layers have `hidden`, then `top` units.
 
     `features` adds those of users and items, less the columns in `without`. Training hides the user at rate `forget`.
-    `max_history` events are read, 0 for the network of the paper; each counts by how far back it lies.
+    `max_history` events are read, 0 for the network of the paper; each counts by how far back it lies. `ranks` makes linear
+    layers low-rank, by their paths.
     """
 
     embedding_dim: int = 32
@@ -47,6 +49,7 @@ class Config:
     max_history: int = 0
     features: bool = False
     without: tuple[str, ...] = ()
+    ranks: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_ranges("model.neumf", self, embedding_dim=(1, 8192), hidden=(1, 65536), top=(1, 65536))
@@ -102,13 +105,13 @@ class NeuMf(nn.Module):
     def axes(self) -> Mapping[str, int]:
         c = self.config
         sizes = {"embedding_dim": c.embedding_dim, "hidden": c.hidden, "top": c.top}
-        some = {"features": len(self._names()), "history_length": c.max_history}
-        return sizes | {axis: size for axis, size in some.items() if size}
+        some = {"features": len(self.feature_names()), "history_length": c.max_history}
+        return {} if c.ranks else sizes | {axis: size for axis, size in some.items() if size}
 
     def _tables(self) -> list[FeatureTable]:
         return [table for table in (self.items.features, self.about) if table is not None]
 
-    def _names(self) -> list[str]:
+    def feature_names(self) -> list[str]:
         """The feature columns in use, the units of the axis `features`."""
         return sorted({name for table in self._tables() for name in table.groups})
 
@@ -127,7 +130,7 @@ class NeuMf(nn.Module):
             return (self.top.weight.square().sum(1) + self.output.weight[0, d:].square()).sqrt()
         if axis == "features":
             norms = [_norms(table) for table in self._tables()]
-            return torch.tensor([sum(norm.get(name, 0.0) for norm in norms) for name in self._names()])
+            return torch.tensor([sum(norm.get(name, 0.0) for norm in norms) for name in self.feature_names()])
         if axis == "history_length":
             return recency(self.config.max_history)
         raise no_axis(self, axis)
@@ -138,8 +141,8 @@ class NeuMf(nn.Module):
         c = self.config
         units = {name: torch.arange(size) for name, size in self.axes().items()} | {axis: keep}
         if axis == "features":
-            kept = {self._names()[unit] for unit in keep.tolist()}
-            small = replace(c, without=(*c.without, *(name for name in self._names() if name not in kept)))
+            kept = {self.feature_names()[unit] for unit in keep.tolist()}
+            small = replace(c, without=(*c.without, *(name for name in self.feature_names() if name not in kept)))
         elif axis == "history_length":
             small = replace(c, max_history=newest_kept(self, keep))
         else:
@@ -179,4 +182,4 @@ def _norms(table: FeatureTable) -> dict[str, float]:
 
 def build(config: Config, catalogue: Catalogue) -> Model:
     check_features("model.neumf", config.features and catalogue.user_features is None, catalogue.item_features)
-    return NeuMf(config, catalogue)
+    return factored(NeuMf(config, catalogue), config.ranks)

@@ -8,7 +8,9 @@ depends on how far back each event lies and on nothing else: padding, windows an
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from operator import matmul
 from typing import ClassVar
 
 import torch
@@ -16,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recfit.models import Catalogue, Model, rebuilt
-from recfit.models._axes import check_keep, newest_kept, no_axis, recency
-from recfit.models._codes import CodedTable, check_codes, copy_items, item_table
+from recfit.models._axes import check_keep, narrowed, newest_kept, no_axis, recency
+from recfit.models._codes import CodedTable, check_table, copy_items, item_table
 from recfit.models._kernels import MASKED, attend, rms_norm
-from recfit.models._layers import Dropout, check_features, selector
+from recfit.models._layers import Dropout, check_features, factored, factors, selector
 from recfit.models._options import check_ranges
 
 
@@ -28,7 +30,9 @@ class Config:
     """`head_dim` 0 means `embedding_dim / heads`; `max_history` events are read.
 
     `features` adds the vectors of the item's features to its own, less the columns in `without`. With `parts` an item is
-    that many sub-ids out of `codes` each (see `_codes`).
+    that many sub-ids out of `codes` each (see `_codes`). `table_dim` > 0 stores item vectors of so many numbers, which one
+    matrix widens; `ranks` makes linear layers low-rank, by their paths; each of `widths` leading numbers of the item
+    vectors is trained to do without the others.
     """
 
     layers: int = 2
@@ -42,12 +46,14 @@ class Config:
     without: tuple[str, ...] = ()
     parts: int = 0
     codes: int = 256
+    table_dim: int = 0
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    widths: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         check_ranges("model.sasrec", self, layers=(1, 64), embedding_dim=(1, 8192), heads=(1, 256), ffn=(1, 65536))
         check_ranges("model.sasrec", self, max_history=(1, 1e5), dropout=(0, 0.95), head_dim=(0, 4096))
-        check_ranges("model.sasrec", self, parts=(0, 8192), codes=(2, 256))
-        check_codes("model.sasrec", self)
+        check_table("model.sasrec", self)
 
     @property
     def width(self) -> int:
@@ -99,12 +105,14 @@ class Block(nn.Module):
         `q (X K)^T = (q K^T) X^T` and `w (X V) = (w X) V`.
         """
         shape = (self.heads, self.width, -1)
-        keys, values = self.key.weight.view(shape) * self.width**-0.5, self.value.weight.view(shape).transpose(1, 2)
+        (key, *key_inner), (value, *value_inner) = factors(self.key), factors(self.value)
         query = self.query(normed[:, -1:]).view(-1, self.heads, 1, self.width)
-        scores = (query @ keys).view(-1, self.heads, self.query.in_features) @ normed.transpose(1, 2)
+        asked = reduce(matmul, key_inner, query @ (key.view(shape) * self.width**-0.5))
+        scores = asked.view(-1, self.heads, self.query.in_features) @ normed.transpose(1, 2)
         bias = self.distance.flip(1)[:, -normed.shape[1] :]
         weights = (scores + bias + torch.where(real, 0.0, MASKED)[:, None]).softmax(-1)
-        mixed = (weights @ normed)[:, :, None] @ values
+        seen = reduce(matmul, [matrix.T for matrix in value_inner], (weights @ normed)[:, :, None])
+        mixed = seen @ value.view(shape).transpose(1, 2)
         joined: Tensor = mixed.view(-1, 1, self.heads * self.width)
         return joined
 
@@ -156,14 +164,14 @@ class SasRec(nn.Module):
         return self.encode_vectors(history, self.items.lookup(history))
 
     def encode_vectors(self, history: Tensor, vectors: Tensor) -> Tensor:
-        hidden = self._through(self.blocks[:-1], vectors * self.enter, history)
+        hidden = self._through(self.blocks[:-1], self.items.widen(vectors) * self.enter, history)
         # Only the newest position is asked for, so the last block computes no other.
         newest = self.blocks[-1](hidden, history > 0, None)
-        return rms_norm(newest[:, 0], self.leave)
+        return self.items.narrow(rms_norm(newest[:, 0], self.leave))
 
     def states(self, history: Tensor) -> Tensor:
-        vectors = self.dropout(self.items.lookup(history) * self.enter)
-        return rms_norm(self._through(self.blocks, vectors, history), self.leave)
+        vectors = self.dropout(self.items.widen(self.items.lookup(history)) * self.enter)
+        return self.items.narrow(rms_norm(self._through(self.blocks, vectors, history), self.leave))
 
     def _through(self, blocks: nn.ModuleList, hidden: Tensor, history: Tensor) -> Tensor:
         if len(blocks):
@@ -180,8 +188,8 @@ class SasRec(nn.Module):
 
     def axes(self) -> Mapping[str, int]:
         c = self.config
-        width = {} if c.parts else {"embedding_dim": c.embedding_dim}
-        return {"layers": c.layers, "heads": c.heads, "ffn": c.ffn, **width, "history_length": c.max_history}
+        sizes = {"layers": c.layers, "heads": c.heads, "ffn": c.ffn, "history_length": c.max_history}
+        return {} if c.ranks else sizes | self.items.axes()
 
     @torch.no_grad()
     def importance(self, axis: str) -> Tensor:
@@ -193,6 +201,8 @@ class SasRec(nn.Module):
         if axis == "embedding_dim":
             table = self.items.vectors().square().sum(0)
             return (table + torch.stack([block.stream_strengths() for block in blocks]).sum(0)).sqrt()
+        if axis == "table_dim":
+            return self.items.vectors().square().sum(0).sqrt()
         if axis == "history_length":
             return recency(self.config.max_history)
         raise no_axis(self, axis)
@@ -204,7 +214,7 @@ class SasRec(nn.Module):
         layers, change = everything[: config.layers], torch.eye(config.embedding_dim)
         heads = everything[: config.heads].expand(config.layers, -1)
         ffn = everything[: config.ffn].expand(config.layers, -1)
-        small = replace(config, head_dim=config.width)
+        small, columns = replace(config, head_dim=config.width), torch.arange(self.items.width)
         if axis == "layers":
             small, layers = replace(small, layers=len(keep)), keep
         elif axis == "heads":
@@ -212,24 +222,30 @@ class SasRec(nn.Module):
         elif axis == "ffn":
             small, ffn = replace(small, ffn=keep.shape[-1]), keep.expand(config.layers, -1)
         elif axis == "embedding_dim":
-            small, change = replace(small, embedding_dim=len(keep)), selector(keep, config.embedding_dim)
+            small, change = narrowed(small, embedding_dim=len(keep)), selector(keep, config.embedding_dim)
+        elif axis == "table_dim":
+            small, columns = narrowed(small, table_dim=len(keep)), keep
         else:
             small = replace(small, max_history=newest_kept(self, keep))
-        return self._taken(small, layers, heads, ffn, change)
+        return self._taken(small, layers, heads, ffn, change, columns)
 
     @torch.no_grad()
     def rotated(self, basis: Tensor) -> Model:
         c = self.config
         units = torch.arange(max(c.heads, c.ffn, c.layers)).expand(c.layers, -1)
-        return self._taken(c, units[0, : c.layers], units[:, : c.heads], units[:, : c.ffn], basis)
+        return self._taken(
+            c, units[0, : c.layers], units[:, : c.heads], units[:, : c.ffn], basis, torch.arange(self.items.width)
+        )
 
-    def _taken(self, config: Config, layers: Tensor, heads: Tensor, ffn: Tensor, change: Tensor) -> Model:
+    def _taken(
+        self, config: Config, layers: Tensor, heads: Tensor, ffn: Tensor, change: Tensor, columns: Tensor
+    ) -> Model:
         """A model of `config` with the chosen weights of this one."""
         model = rebuilt(self, config)
         assert isinstance(model, SasRec)
         # rms over fewer coordinates is larger or smaller by this much; exact where the dropped ones were zero
         scale = (self.config.embedding_dim / config.embedding_dim) ** 0.5
-        copy_items(self.items, model.items, change)
+        copy_items(self.items, model.items, change, columns)
         model.enter.copy_(self.enter)
         model.leave.copy_(self.leave * scale)
         for block, layer in zip(model.blocks, layers.tolist(), strict=True):
@@ -239,4 +255,4 @@ class SasRec(nn.Module):
 
 def build(config: Config, catalogue: Catalogue) -> Model:
     check_features("model.sasrec", config.features, catalogue.item_features)
-    return SasRec(config, catalogue)
+    return factored(SasRec(config, catalogue), config.ranks)

@@ -113,7 +113,12 @@ def available(wanted: Sequence[str] = ()) -> list[Callable[[Context], Sequence[T
 
 
 def applied(technique: Technique, pipeline: Pipeline, context: Context) -> Pipeline:
-    """`technique.apply`, with a refusal where it changed nothing (of an untrained structure, training might)."""
+    """`technique.apply`, with a refusal where it changed nothing (of an untrained structure, training might), or would train
+    what no longer knows all items."""
+    if technique.trains and any(part.model.catalogue.item_rows is not None for part in pipeline.stages.values()):
+        raise Unsupported(
+            f"{describe(technique)} trains, and items have left this pipeline; put prune_items behind what trains"
+        )
     out = technique.apply(pipeline, context)
     if not (context.structure_only and technique.trains) and fingerprint(out) == fingerprint(pipeline):
         raise Unsupported(f"{describe(technique)} changed nothing here; leave it out of the recipe")

@@ -13,17 +13,25 @@ from recfit.models._axes import strongest
 from recfit.models._layers import ItemTable
 from recfit.types import Split
 
+WIDTHS = ("embedding_dim", "table_dim")
 CALIBRATION = 256  # users whose request vectors are looked at
 
 
 def cut(model: Model, axis: str, size: int, split: Split) -> Model:
-    """`model` with the `size` units of `axis` that matter most: of `embedding_dim` the principal axes, where the model
-    can be turned onto them; of `history_length` the newest events; else by the norm of their weights."""
-    if axis == "embedding_dim" and isinstance(model, Rotatable):
-        return model.rotated(principal_axes(model, split)).shrink(axis, torch.arange(size))
-    if axis == "history_length":
-        return model.shrink(axis, torch.arange(size))
+    """`model` with the `size` units of `axis` that matter most: of `embedding_dim` and `table_dim` the principal axes, where
+    the model can be turned onto them, or the leading ones, where they were trained to stand alone; of `history_length` the
+    newest events; else by the norm of their weights."""
+    front = torch.arange(size)
+    if axis in WIDTHS and not nested(model) and isinstance(model, Rotatable) and "embedding_dim" in model.axes():
+        return model.rotated(principal_axes(model, split)).shrink(axis, front)
+    if axis == "history_length" or (axis in WIDTHS and nested(model)):
+        return model.shrink(axis, front)
     return model.shrink(axis, strongest(model, axis, size))
+
+
+def nested(model: Model) -> bool:
+    """Whether the leading numbers of the model's item vectors were trained to do without the others."""
+    return bool(getattr(model.config, "widths", ()))
 
 
 def principal_axes(model: Model, split: Split) -> Tensor:
@@ -65,7 +73,7 @@ def _fitting(student: Model, teacher: Model, split: Split) -> Mapping[str, Tenso
         return None
     model = teacher
     for axis, size in student.axes().items():
-        if size < larger[axis]:
+        if size < model.axes().get(axis, 0):  # a cut may have made it as small already
             model = cut(model, axis, size, split)
     found, wanted = (as_module(part).state_dict() for part in (model, student))
     fits = {name: part.shape for name, part in found.items()} == {name: part.shape for name, part in wanted.items()}

@@ -50,6 +50,8 @@ class Technique:
             raise Unsupported(f"{model.kind} has no item table that could be made of codes; leave codes out")
         if item_codes(model) is not None:
             raise Unsupported(f"the item table of {model.kind} already is trained codes; leave codes out")
+        if model.config.table_dim:
+            raise Unsupported(f"the item table of {model.kind} is narrower than the model; make it of codes instead")
         if model.config.embedding_dim % self.parts:
             raise Unsupported(f"parts={self.parts} does not divide embedding_dim={model.config.embedding_dim}")
         if self.codes >= model.catalogue.n_items:
@@ -63,7 +65,7 @@ class Technique:
             model = model.rotated(torch.from_numpy(basis))
         sub_ids = ASSIGN[kind](_vectors(model), context.split, self.parts, self.codes)
         table = {"sub_ids": sub_ids, "weight": means(_vectors(model), sub_ids, self.codes, weights)}
-        config = replace(model.config, parts=self.parts, codes=self.codes, features=False, without=())
+        config = replace(model.config, parts=self.parts, codes=self.codes, features=False, without=(), widths=())
         coded: Any = rebuilt(model, config)
         rest = {name: part for name, part in as_module(model).state_dict().items() if not name.startswith("items.")}
         coded.load_state_dict(rest | {f"items.{name}": torch.from_numpy(part) for name, part in table.items()})

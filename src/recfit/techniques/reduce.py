@@ -9,18 +9,27 @@ from typing import ClassVar
 
 import torch
 
-from recfit.models._options import check_ranges
+from recfit.models import Featured, Model
+from recfit.models._options import check_choice, check_ranges
 from recfit.pipeline import Pipeline
 from recfit.techniques import Context
+from recfit.techniques._features import WAYS
 from recfit.techniques._inherit import cut
 from recfit.techniques._shrink import fine_tuned, size_of
 from recfit.types import Unsupported
 
+# Shares of an axis that are worth trying.
+PROPOSED = {"embedding_dim": (0.5, 0.25), "table_dim": (0.25,), "history_length": (0.4,), "features": (0.5,)}
+
 
 @dataclass(frozen=True)
 class Technique:
-    """Keep `size` units of `axis` (`embedding_dim` by principal components, `history_length` the newest,
-    `features` by importance), then fine-tune."""
+    """Keep `size` units of `axis` (`embedding_dim` and, of the item table alone, `table_dim` by principal components, or
+    the leading ones after `matryoshka`; `history_length` the newest; `features` that matter most), then fine-tune.
+
+    A feature counts `by` the norm of its vectors (`weights`), the rise of the loss when its codes are shuffled
+    (`permutation`), what it tells of the events (`mutual_information`), or a factor trained with a penalty (`gates`).
+    """
 
     family: ClassVar[str] = "reduce"
     order: ClassVar[int] = 30
@@ -28,11 +37,13 @@ class Technique:
 
     axis: str = "embedding_dim"
     size: int = 32
+    by: str = "weights"
     epochs: int = 20
     data_fraction: float = 1.0
     learning_rate: float = 1e-3
 
     def __post_init__(self) -> None:
+        check_choice("technique.reduce.by", self.by, ("weights", *WAYS) if self.axis == "features" else ("weights",))
         check_ranges("technique.reduce", self, size=(1, 1e6), epochs=(0, 1e6), data_fraction=(1e-6, 1))
 
     def apply(self, pipeline: Pipeline, context: Context) -> Pipeline:
@@ -40,18 +51,23 @@ class Technique:
         now = size_of(model, self.axis)
         if self.size >= now:
             raise Unsupported(f"size={self.size} is not below the {now} of {self.axis}; pass size <= {now - 1}")
+        return fine_tuned(pipeline, self._cut(model, context), context, self)
+
+    def _cut(self, model: Model, context: Context) -> Model:
         if context.structure_only:  # which units stay does not matter, finding the best takes a second
-            small = model.shrink(self.axis, torch.arange(self.size))
-        else:
-            small = cut(model, self.axis, self.size, context.split)
-        return fine_tuned(pipeline, small, context, self)
+            return model.shrink(self.axis, torch.arange(self.size))
+        if self.by == "weights":
+            return cut(model, self.axis, self.size, context.split)
+        assert isinstance(model, Featured)
+        best = torch.topk(WAYS[self.by](model, context), self.size).indices
+        return model.shrink("features", best.sort().values)
 
     @classmethod
     def variants(cls, context: Context) -> Sequence[Technique]:
         axes = context.original.main.model.axes()
         return [
             cls(axis, size)
-            for axis, shares in (("embedding_dim", (0.5, 0.25)), ("history_length", (0.4,)), ("features", (0.5,)))
+            for axis, shares in PROPOSED.items()
             for share in shares
             if (size := round(axes.get(axis, 0) * share)) >= 1
         ]

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from itertools import islice
+from itertools import chain, count, islice
 from pathlib import Path
 
 import torch
@@ -31,7 +31,7 @@ from recfit.training.steps import Step, check_trainable, hinted, longest_window
 from recfit.training.teaching import teaching_of
 from recfit.types import DataError, IntArray, Queries, Split
 
-__all__ = ["Distill", "Epoch", "Fit", "Hold", "Trained", "evaluate", "gradients", "inputs_for", "train"]
+__all__ = ["Distill", "Epoch", "Fit", "Hold", "Trained", "batch_losses", "evaluate", "gradients", "inputs_for", "train"]
 
 VALIDATION_QUERIES = 2000
 MAX_NORM = 5.0
@@ -68,16 +68,23 @@ def train(
     return Trained(done.epochs, done.best, done.epochs[done.best].ndcg, time.monotonic() - start, precision)
 
 
-def gradients(model: Model, split: Split, settings: Fit, batches: int) -> dict[str, Tensor]:
-    """Gradients of the training loss by weight name, summed over the first `batches` batches of an epoch, no dropout."""
+def batch_losses(model: Model, split: Split, settings: Fit, batches: int) -> Iterator[Tensor]:
+    """The training loss of the first `batches` batches, one after another, no dropout; the same ones for every model."""
     with _quiet(settings):
         loop = _Loop(model, split, settings, None, None, None, progress=False)
         loop.module.eval()
         torch.manual_seed(settings.seed)
-        for batch in islice(loop.batches(0), batches):
-            loop.step(batch).backward()  # type: ignore[no-untyped-call]
-    found = {name: weight.grad for name, weight in loop.module.named_parameters() if weight.grad is not None}
-    loop.module.zero_grad(set_to_none=True)
+        for batch in islice(chain.from_iterable(map(loop.batches, count())), batches):
+            yield loop.step(batch)
+
+
+def gradients(model: Model, split: Split, settings: Fit, batches: int) -> dict[str, Tensor]:
+    """Gradients of the training loss by weight name, summed over the first `batches` batches, no dropout."""
+    for loss in batch_losses(model, split, settings, batches):
+        loss.backward()  # type: ignore[no-untyped-call]
+    module = as_module(model)
+    found = {name: weight.grad for name, weight in module.named_parameters() if weight.grad is not None}
+    module.zero_grad(set_to_none=True)
     return found
 
 

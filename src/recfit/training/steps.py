@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -33,9 +33,23 @@ class Step:
 
     def __call__(self, batch: Batch) -> Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            if isinstance(self.model, Ranker):
-                return self._candidates(batch)
-            return self._positions(batch) if isinstance(self.model, Causal) else self._newest(batch)
+            widths = getattr(self.model.config, "widths", ())
+            return self._nested(batch, widths) if widths else self._loss(batch)
+
+    def _loss(self, batch: Batch) -> Tensor:
+        if isinstance(self.model, Ranker):
+            return self._candidates(batch)
+        return self._positions(batch) if isinstance(self.model, Causal) else self._newest(batch)
+
+    def _nested(self, batch: Batch, widths: Sequence[int]) -> Tensor:
+        """The mean of the loss with whole item vectors and that with one of `widths` of their leading numbers."""
+        model: Any = self.model
+        whole = self._loss(batch)
+        model.items.limit = widths[int(torch.randint(len(widths), ()))]
+        try:
+            return (whole + self._loss(batch)) / 2
+        finally:
+            model.items.limit = None
 
     def _positions(self, batch: Batch) -> Tensor:
         """Every prefix of the window has an answer and what followed it."""

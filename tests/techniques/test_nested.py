@@ -1,0 +1,157 @@
+"""Item tables of fewer numbers than the model is wide, and item vectors whose leading numbers stand alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import toys
+from recfit import models
+from recfit.engine import open_bundle
+from recfit.models import Model, as_module
+from recfit.pipeline import Pipeline, Stage
+from recfit.registry import find
+from recfit.techniques import Context, applied, make
+from recfit.techniques._inherit import cut  # noqa: PLC2701
+from recfit.training import Fit, evaluate
+from recfit.types import ConfigError, Unsupported
+
+Exported = Callable[[Pipeline], Path]
+KINDS = ("sasrec", "mlp")
+HISTORY = torch.tensor([[0, 0, 3, 4, 5, 6], [1, 2, 3, 9, 8, 7]])
+
+
+def context_of(pipeline: Pipeline, **changes: Any) -> Context:
+    return Context(toys.split(), pipeline, toys.FIT, **changes)
+
+
+def nested(kind: str, **settings: Any) -> Model:
+    pipeline = toys.original(kind)
+    return applied(make("matryoshka", {"epochs": 1, **settings}), pipeline, context_of(pipeline)).main.model
+
+
+def scores(model: Model) -> torch.Tensor:
+    as_module(model).eval()
+    with torch.inference_mode():
+        return models.scores(model, {"history": HISTORY})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_table_of_low_rank_is_stored_as_such(kind: str, exported: Exported) -> None:
+    pipeline = toys.original(kind)
+    out = applied(make("reduce", {"axis": "table_dim", "size": 3, "epochs": 0}), pipeline, context_of(pipeline))
+    width = pipeline.main.model.axes()["embedding_dim"]
+    assert out.main.model.item_vectors().shape == (toys.N_ITEMS, 3)  # type: ignore[attr-defined]
+    path = exported(out) / "retrieve"
+    assert (path / "table" / "rows.bin").stat().st_size == toys.N_ITEMS * 3 * 4
+    assert open_bundle(exported(out)).bundle.stages["retrieve"].table["dim"] == 3
+    assert out.main.model.axes().get("embedding_dim") is None, "the model stays as wide as it was"
+    assert out.main.model.config.embedding_dim == width
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_at_full_rank_nothing_is_lost(kind: str) -> None:
+    model = toys.original(kind).main.model
+    width = model.axes()["table_dim"]
+    torch.testing.assert_close(scores(cut(model, "table_dim", width, toys.split())), scores(model))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_table_that_has_low_rank_loses_little_along_its_principal_axes(kind: str) -> None:
+    model: Any = toys.untrained(kind, toys.SHAPES[kind][0])
+    width = model.axes()["table_dim"]
+    draws = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        factor, mixed = (torch.randn(*size, generator=draws) for size in ((toys.N_ITEMS, 2), (2, width)))
+        model.items.weight.copy_(factor @ mixed)
+    small = (cut(model, "table_dim", width // 2, toys.split()), model.shrink("table_dim", torch.arange(width // 2)))
+    errors = [float((scores(part) - scores(model)).norm()) for part in small]
+    assert errors[0] < 0.5 * errors[1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_axes_can_still_be_cut(kind: str) -> None:
+    model = toys.original(kind).main.model
+    small = cut(model, "table_dim", 4, toys.split())
+    again = cut(small, "table_dim", 3, toys.split())
+    short = again.shrink("history_length", torch.arange(6))
+    torch.testing.assert_close(scores(short), scores(again))
+    assert short.axes()["table_dim"] == 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cut_at_the_front_is_what_was_trained(kind: str) -> None:
+    model = nested(kind, widths=[4, 2])
+    width = model.axes()["embedding_dim"]
+    part: Any = model
+    part.items.limit = 4
+    wanted = scores(model)
+    part.items.limit = None
+    small = cut(model, "table_dim", 4, toys.split())
+    torch.testing.assert_close(scores(small), wanted)
+    torch.testing.assert_close(small.item_vectors(), part.item_vectors()[:, :4])  # type: ignore[attr-defined]
+    assert small.config.widths == (2,), "what is left goes on being trained"
+    assert not torch.allclose(scores(model), wanted)
+    assert (width, small.axes()["table_dim"]) == (part.config.embedding_dim, 4)
+
+
+def test_a_nested_mlp_may_lose_the_columns_of_its_layers_too() -> None:
+    model = nested("mlp", widths=[4])
+    small = [cut(model, axis, 4, toys.split()) for axis in ("table_dim", "embedding_dim")]
+    torch.testing.assert_close(scores(small[1]), scores(small[0]))
+    assert small[1].config.embedding_dim == 4
+
+
+def test_nested_training_is_better_where_it_is_narrow() -> None:
+    """The first 3 numbers of 16, trained alike but for the widths."""
+    fit = Fit(epochs=30, patience=30, batch_size=32, threads=1, precision="fp32", learning_rate=1e-2)
+    found = []
+    for widths in ((), (3,)):
+        model = toys.untrained("sasrec", {**toys.SHAPES["sasrec"][0], "widths": widths})
+        context = Context(toys.split(), Pipeline(Stage(model)), fit)
+        context.train(model)
+        found.append(evaluate(model.shrink("table_dim", torch.arange(3)), toys.split().test)["ndcg@10"])
+    assert found[1] > found[0] + 0.05
+
+
+def test_training_leaves_no_limit_and_is_repeatable() -> None:
+    once, again = nested("sasrec"), nested("sasrec")
+    assert models.fingerprint(once) == models.fingerprint(again)
+    assert once.items.limit is None  # type: ignore[attr-defined]
+    assert once.config.widths == (8,)
+
+
+def test_a_nested_model_survives_saving(tmp_path: Path) -> None:
+    model = nested("mlp")
+    models.save(model, tmp_path)
+    again = models.load(tmp_path)
+    assert again.config == model.config
+    np.testing.assert_array_equal(scores(again), scores(model))
+
+
+def test_what_can_not_be_nested_is_refused() -> None:
+    for kind in ("als", "neumf", "ease"):
+        pipeline = toys.original(kind)
+        with pytest.raises(Unsupported, match=f"{kind} has no item vectors that can be trained nested"):
+            applied(make("matryoshka", {}), pipeline, context_of(pipeline))
+    twice = Pipeline(Stage(nested("sasrec")))
+    with pytest.raises(Unsupported, match="sasrec is nested already; leave matryoshka out"):
+        applied(make("matryoshka", {}), twice, context_of(twice))
+
+
+@pytest.mark.parametrize("widths", [[0], [16], [4, 99]])
+def test_widths_lie_below_the_whole(widths: list[int]) -> None:
+    with pytest.raises(ConfigError, match=r"model.sasrec.widths has \d+; give widths from 1 to 15"):
+        nested("sasrec", widths=widths)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_table_is_no_wider_than_its_model(kind: str) -> None:
+    config = find("models", kind).Config
+    with pytest.raises(ConfigError, match=rf"model.{kind}.table_dim = 9 is outside 0 to 8"):
+        config(embedding_dim=8, table_dim=9)
