@@ -8,7 +8,8 @@ from typing import Protocol
 from recfit.models import Encoder, Model, Solved
 from recfit.pipeline import Pipeline
 from recfit.techniques import Context
-from recfit.training import Distill, Hold
+from recfit.techniques._lessons import lesson
+from recfit.training import Hold
 from recfit.types import Unsupported
 
 CALIBRATION = 8  # batches whose gradients tell how important a weight is
@@ -42,10 +43,9 @@ def fine_tuned(
     original's scores too, which come cheap; a ranker's would cost a scan for every event.
     """
     if settings.epochs > 0 and not isinstance(model, Solved):
-        lesson = Distill(context.original.main.model) if isinstance(model, Encoder) else None
         context.train(
             model,
-            distill=lesson,
+            distill=lesson(context) if isinstance(model, Encoder) else None,
             hold=hold,
             epochs=settings.epochs,
             data_fraction=settings.data_fraction,

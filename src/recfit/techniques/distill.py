@@ -13,12 +13,10 @@ from recfit import models
 from recfit.pipeline import Pipeline, Stage
 from recfit.techniques import Context
 from recfit.techniques._inherit import inherit
+from recfit.techniques._lessons import ITEMS, kept
 from recfit.techniques._students import students
 from recfit.training import Distill
 from recfit.types import Unsupported
-
-ITEMS = 100  # of each of the original's answers that students in a search learn from
-EVENTS = 5_000_000  # up to which they are kept: 2 GB of files
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class Technique:
     temperature: float = 2.0
     loss: str = "kl"
     hint: float = 0.0
-    cache: int = 0
+    cache: int = ITEMS
 
     def apply(self, pipeline: Pipeline, context: Context) -> Pipeline:
         student = context.build(self.kind, self.options)
@@ -56,12 +54,4 @@ class Technique:
     @classmethod
     def variants(cls, context: Context) -> Sequence[Technique]:
         model = context.original.main.model
-        return [cls(kind, options, cache=_cached(context)) for kind, options in students(model)]
-
-
-def _cached(context: Context) -> int:
-    """Items of the original's answers to keep: some where one pass over the data has all answers, none where every event
-    or too many of them would have to be asked for."""
-    model = context.original.main.model
-    cheap = isinstance(model, models.Causal) or "history" not in model.inputs
-    return ITEMS if cheap and len(context.split.train) <= EVENTS else 0
+        return [cls(kind, options, cache=kept(context)) for kind, options in students(model)]

@@ -12,6 +12,7 @@ from recfit.pipeline import Pipeline, Stage
 from recfit.registry import find, names
 from recfit.tables._faiss import ROWS
 from recfit.techniques import Context
+from recfit.techniques._lessons import kept
 from recfit.techniques.distill import Technique as Distill
 from recfit.types import Unsupported
 
@@ -76,7 +77,11 @@ class Technique:
 
     def _trained(self, context: Context) -> Stage:
         if self.distilled:
-            return Distill(self.retriever, self.options).apply(Pipeline(context.original.main), context).main
+            return (
+                Distill(self.retriever, self.options, cache=kept(context))
+                .apply(Pipeline(context.original.main), context)
+                .main
+            )
         return Stage(context.train(context.build(self.retriever, self.options)))
 
     def _stored(self, stage: Stage) -> Stage:
