@@ -1,6 +1,6 @@
 """The best 10 of a million items: recfit's tables against FAISS, usearch and PyTorch, one thread. Results are dated JSON.
 
-    python benchmarks/scan.py runs/scan        # what is missing there is built first; PEERS need: pip install usearch
+    python benchmarks/scan.py runs/scan        # what is missing there is built first; one peer needs: pip install usearch
 
 The items are those of an ALS model (d = 64) of MovieLens-100K and points between and around them; the queries are the
 request vectors of its users. Every contender answers in a process of its own, rounds alternate. `floor` is what the bytes

@@ -64,6 +64,8 @@ class Technique:
         """`stage` with an index in front of its rows: one encoding serves both, where two stages would encode twice."""
         if stage.kind != "encoder" or stage.identity:
             raise Unsupported(f"{stage.model.kind} has no item vectors to search; name another retriever")
+        if stage.coded:
+            raise Unsupported(f"{stage.model.kind} keeps its table of trained codes, which has no index")
         if not getattr(find("tables", self.table), "APPROXIMATE", False):
             raise Unsupported(f"table {self.table!r} scores every item exactly already; pass an index such as 'ivf'")
         if self.options or self.distilled:
@@ -77,11 +79,8 @@ class Technique:
 
     def _trained(self, context: Context) -> Stage:
         if self.distilled:
-            return (
-                Distill(self.retriever, self.options, cache=kept(context))
-                .apply(Pipeline(context.original.main), context)
-                .main
-            )
+            taught = Distill(self.retriever, self.options, cache=kept(context))
+            return taught.apply(Pipeline(context.original.main), context).main
         return Stage(context.train(context.build(self.retriever, self.options)))
 
     def _stored(self, stage: Stage) -> Stage:
