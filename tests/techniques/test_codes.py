@@ -177,7 +177,7 @@ def test_a_coded_space_is_not_turned() -> None:
     ("options", "sentence"),
     [
         ({"parts": 3}, r"model\.sasrec\.parts = 3 does not divide embedding_dim = 64"),
-        ({"parts": 8, "features": True}, "parts = 8 with features = true; codes hold whole vectors"),
+        ({"parts": 8, "features": True}, "parts = 8 with features = True; codes hold whole vectors"),
         ({"parts": 8, "codes": 257}, "codes = 257 is outside 2 to 256"),
     ],
 )

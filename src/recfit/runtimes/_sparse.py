@@ -19,6 +19,7 @@ Array = npt.NDArray[Any]
 STREAM = 2000  # bytes of the nodes that take constants apart
 NODES = 200  # bytes that each constant costs beside its numbers
 GAIN = 0.9  # the share of its bytes below which a constant is packed
+WEIGHTS = ("float32", "int8", "uint8")  # what weights are stored as; other constants are sizes and places
 COUNTED: Mapping[str, Array] = {
     "shifts": np.arange(8, dtype=np.uint8),
     "two": np.array(2, np.uint8),
@@ -36,7 +37,7 @@ def pack(path: Path) -> None:
     model = onnx.load(path)
     graph = model.graph
     dense = {part.name: numpy_helper.to_array(part) for part in graph.initializer}
-    chosen = {name: values for name, values in dense.items() if _packed_bytes(values) < GAIN * values.nbytes}
+    chosen = {name: values for name, values in dense.items() if _pays(values)}
     if sum(values.nbytes - _packed_bytes(values) for values in chosen.values()) < STREAM:
         return
     nodes, constants = [], [part for part in graph.initializer if part.name not in chosen]
@@ -50,6 +51,10 @@ def pack(path: Path) -> None:
         graph.ClearField(field)
         getattr(graph, field).extend(parts)
     path.write_bytes(model.SerializeToString())
+
+
+def _pays(values: Array) -> bool:
+    return values.dtype.name in WEIGHTS and _packed_bytes(values) < GAIN * values.nbytes
 
 
 def _packed_bytes(values: Array) -> int:

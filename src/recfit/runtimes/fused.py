@@ -47,7 +47,10 @@ def convert(directory: Path, spec: StageSpec) -> None:
         nodes, scores = [*fixed, *read, *nodes, ask, *table.graph.node[len(fixed) :]], "scores"
     filtering, more = _selection(scores)
     value = helper.make_tensor_value_info
-    found = [value("best", TensorProto.FLOAT, ["batch", "k"]), value("places", TensorProto.INT64, ["batch", "k"])]
+    found = [
+        value("top_scores", TensorProto.FLOAT, ["batch", "k"]),
+        value("top_rows", TensorProto.INT64, ["batch", "k"]),
+    ]
     more_inputs = [value("gone", TensorProto.INT64, ["pairs", 2]), value("k", TensorProto.INT64, [1])]
     graph = helper.make_graph([*nodes, *filtering], "fused", [*inputs, *more_inputs], found, [*constants, *more])
     opsets = {part.domain: part for part in (*encoder.opset_import, helper.make_opsetid("com.microsoft", 1))}
@@ -99,7 +102,7 @@ def _selection(scores: str) -> tuple[Sequence[Any], Sequence[Any]]:
         helper.make_node("Shape", ["gone"], ["fused.pairs"], end=1),
         helper.make_node("Expand", ["fused.never", "fused.pairs"], ["fused.lowest"]),
         helper.make_node("ScatterND", [scores, "gone", "fused.lowest"], ["fused.open"]),
-        helper.make_node("TopK", ["fused.open", "k"], ["best", "places"]),
+        helper.make_node("TopK", ["fused.open", "k"], ["top_scores", "top_rows"]),
     ]
     return nodes, [numpy_helper.from_array(np.array([-np.inf], np.float32), "fused.never")]
 
