@@ -34,7 +34,7 @@ from recfit.types import Queries, Ragged, Request, Unsupported
 RESULTS = Path(__file__).parent / "results"
 THREADS = (1, 2)
 BATCHES = (1, 8, 32, 128)
-PLAN = measure.Plan()
+PLAN = measure.Plan(requests=1000, blocks=10, retakes=1)
 
 
 def remade(source: Path, runtime: str, threads: int, directory: Path) -> Path:

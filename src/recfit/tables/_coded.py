@@ -21,6 +21,7 @@ from recfit.types import FloatArray, IntArray
 WIDENED = 1 << 24  # numbers: 64 MB of floats
 BLOCK = 1 << 14  # rows at a time
 FEW = 4  # queries that look up faster than rows are widened
+OUTSIDE = ("query", "scores", "codes", "centroids", "scales", "rotation")  # names of ends and files of the graph
 
 
 @dataclass(frozen=True)
@@ -85,14 +86,18 @@ def write(
     if basis is not None:
         arrays["rotation"] = basis.astype(np.float16)
     nodes = _nodes(layout.packed, scales is not None, basis is not None)
-    _scan.write_graph(directory, nodes, layout.dim, arrays, constants)
+    named = {_named(name): value for name, value in constants.items()}
+    _scan.write_graph(directory, nodes, layout.dim, arrays, named)
 
 
 def _nodes(packed: bool, scaled: bool, turned: bool) -> list[Any]:
     """All but the last depend on no query: ONNX Runtime computes them once, when it loads the graph."""
     from onnx import TensorProto, helper
 
-    node, real = helper.make_node, TensorProto.FLOAT
+    def node(operator: str, takes: list[str], gives: list[str], **settings: Any) -> Any:
+        return helper.make_node(operator, [*map(_named, takes)], [*map(_named, gives)], **settings)
+
+    real = TensorProto.FLOAT
     digits = [
         node("Gather", ["bytes", "byte"], ["held"], axis=1),
         node("Div", ["held", "shift"], ["shifted"]),
@@ -115,11 +120,16 @@ def _nodes(packed: bool, scaled: bool, turned: bool) -> list[Any]:
     ]
 
 
+def _named(name: str) -> str:
+    """What the graph and its files don't share with others gets names that no graph around it has."""
+    return name if name in OUTSIDE else f"code.{name}"
+
+
 def row_nodes(items: str, rows: str) -> list[Any]:
     """Of the rows that the scan's graph has widened."""
     from onnx import helper
 
-    return [helper.make_node("Gather", ["widened", items], [rows])]
+    return [helper.make_node("Gather", [_named("widened"), items], [rows])]
 
 
 class Coded:
