@@ -131,7 +131,7 @@ def test_an_interrupted_export_leaves_the_old_bundle(tmp_path: Path, monkeypatch
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("recfit.export._write_cache", killed)
+        patch.setattr("recfit.export.write_cache", killed)
         with pytest.raises(KeyboardInterrupt):
             written(replace(toys.original("sasrec"), cache=CachePlan(1.0)), path)
     assert open_bundle(path).bundle.id == before

@@ -1,0 +1,99 @@
+"""A stage as files: its graph in its format, its item table, and what its runtime makes of both."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recfit import graphs, models
+from recfit.export.surroundings import Surroundings
+from recfit.export.tracing import write_graph
+from recfit.models import Tied
+from recfit.pipeline import Pipeline, Stage
+from recfit.registry import find
+from recfit.runtimes import StageSpec, _sparse
+from recfit.tables import pq
+
+GRAPH = "model.onnx"
+REPORT = "quantization.json"
+
+
+def write_stage(name: str, directory: Path, pipeline: Pipeline, around: Surroundings, report: bool) -> StageSpec:
+    directory.mkdir()
+    stage = pipeline.stages[name]
+    runtime = find("runtimes", pipeline.runtime.name)
+    if name == "rank":
+        runtime = find("runtimes", getattr(runtime, "RESCORER", pipeline.runtime.name))
+    spec = replace(
+        _described(stage), runtime=runtime.__name__.rsplit(".", 1)[1], options=dict(pipeline.runtime.options)
+    )
+    if spec.runtime == "torch":
+        models.save(stage.model, directory / "model")
+        return spec
+    spec, feed = _write_float32(stage, spec, around, directory)
+    if report and stage.graph != "float32":
+        _write_report(stage, directory, feed)
+    graphs.convert(directory / GRAPH, stage.graph, stage.graph_options, feed)
+    _sparse.pack(directory / GRAPH)
+    if convert := getattr(runtime, "convert", None):
+        convert(directory, spec)
+    return spec
+
+
+def sensitivities(stage: Stage, around: Surroundings) -> list[graphs.LayerError]:
+    """What the graph format of `stage` does to each of its layers, the worst first."""
+    with tempfile.TemporaryDirectory() as folder:
+        _, feed = _write_float32(stage, _described(stage), around, Path(folder))
+        return graphs.report(Path(folder) / GRAPH, stage.graph, stage.graph_options, feed)
+
+
+def _described(stage: Stage) -> StageSpec:
+    model = stage.model
+    return StageSpec(stage.kind, "ort", model.inputs, model.catalogue.n_items, model.max_history)
+
+
+def _write_float32(
+    stage: Stage, spec: StageSpec, around: Surroundings, directory: Path
+) -> tuple[StageSpec, graphs.Feed]:
+    """The graph as it is exported, and the item table; returns how they are stored, and inputs of the graph."""
+    write_graph(stage, directory / GRAPH)
+    if stage.kind == "encoder":
+        spec = replace(spec, tied=isinstance(stage.model, Tied), table=_write_table(stage, directory / "table"))
+    known = around.histories, around.user_features, around.fallback
+    return spec, partial(graphs.calibration, directory, spec, *known)
+
+
+def _write_report(stage: Stage, directory: Path, feed: graphs.Feed) -> None:
+    found = graphs.report(directory / GRAPH, stage.graph, stage.graph_options, feed)
+    skip = stage.graph_options.get("skip", ())
+    layers = [{**asdict(part), "format": "float32" if part.layer in skip else stage.graph} for part in found]
+    text = json.dumps({"format": stage.graph, "options": dict(stage.graph_options), "layers": layers}, indent=1)
+    (directory / REPORT).write_text(text, encoding="utf-8")
+
+
+def _write_table(stage: Stage, directory: Path) -> dict[str, Any]:
+    if stage.identity:
+        return {"format": "identity", "dim": stage.model.catalogue.n_items}
+    if (coded := models.item_codes(stage.model)) is not None:
+        return _write_codes(*coded, directory)
+    with torch.inference_mode():
+        vectors = stage.model.item_vectors().float().numpy()  # type: ignore[attr-defined]
+    settings = {**stage.table_options, "dim": vectors.shape[1]}
+    module = find("tables", stage.table)
+    module.write(vectors, directory, module.Config(**settings))
+    return {"format": stage.table, **settings}
+
+
+def _write_codes(sub_ids: Tensor, centroids: Tensor, directory: Path) -> dict[str, Any]:
+    """Trained codes are stored as they are."""
+    parts, codes, width = centroids.shape
+    config = pq.Config(parts * width, parts, codes)
+    pq.write_codes(sub_ids.numpy(), centroids.detach().numpy(), directory, config)
+    return {"format": "pq", **asdict(config)}

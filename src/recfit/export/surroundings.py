@@ -1,0 +1,73 @@
+"""What a bundle carries beside its models."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recfit import bundle
+from recfit.types import Features, Ragged, Rows, Split
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a bundle carries beside its models: id maps, titles, the histories of the snapshot, and all items, the most
+    popular first. `item_rows` tells which rows of the data the items are, where some have left."""
+
+    user_ids: tuple[str, ...]
+    item_ids: tuple[str, ...]
+    titles: tuple[str, ...] | None
+    user_features: Features | None
+    histories: Ragged
+    fallback: Rows
+    item_rows: Rows | None = None
+
+    def only(self, rows: Rows) -> Surroundings:
+        """What is left when only the items at `rows`, ascending, are."""
+        numbers = np.full(len(self.item_ids), -1, dtype=np.int32)
+        numbers[rows] = np.arange(len(rows))
+        kept = rows.tolist()
+        fallback = numbers[self.fallback]
+        return replace(
+            self,
+            item_ids=tuple(self.item_ids[row] for row in kept),
+            titles=None if self.titles is None else tuple(self.titles[row] for row in kept),
+            histories=self.histories.renumbered(numbers),
+            fallback=fallback[fallback >= 0],
+            item_rows=rows,
+        )
+
+
+def surroundings(split: Split, histories: Ragged) -> Surroundings:
+    """What bundles of `split` carry, with `histories` as the users' known past."""
+    counts = np.bincount(split.train.item, minlength=split.n_items)
+    popular = np.argsort(-counts, kind="stable").astype(np.int32)
+    train = split.train
+    return Surroundings(train.user_ids, train.item_ids, train.titles, train.user_features, histories, popular)
+
+
+def write_surroundings(around: Surroundings, directory: Path) -> None:
+    features = around.user_features
+    catalogue = {
+        "users": around.user_ids,
+        "items": around.item_ids,
+        "titles": around.titles,
+        "user_features": None if features is None else {"names": features.names, "sizes": features.sizes},
+    }
+    (directory / "catalogue.json").write_text(json.dumps(catalogue, ensure_ascii=False), encoding="utf-8")
+    np.save(directory / "histories.indptr.npy", around.histories.indptr)
+    np.save(directory / "histories.values.npy", _narrow(around.histories.values, len(around.item_ids)))
+    np.save(directory / "fallback.npy", _narrow(around.fallback, len(around.item_ids)))
+    if around.item_rows is not None:
+        np.save(directory / bundle.ITEM_ROWS, around.item_rows)
+    if features is not None:
+        np.save(directory / "user_features.npy", features.codes)
+
+
+def _narrow(rows: Rows, n_items: int) -> Any:
+    """Item rows in two bytes each where these hold a token too."""
+    return rows.astype(np.uint16) if n_items < 2**16 else rows
