@@ -4,7 +4,8 @@
 
 A bundle of runtime `ort` is remade for every runtime that takes it; another one is measured as it is, and one of runtime
 `torch` under `torch.compile` too. The requests are the users' own histories as the bundle holds them. Latency blocks of all
-runtimes are interleaved in one run; `torch.compile` is measured after them, in this process, with one thread.
+runtimes are interleaved in one run; `torch.compile` is measured after them, in this process, with one thread. `cpu ms` is
+processor time a request, which other programs on the machine move less than they move the percentiles.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import numpy as np
 
 from recfit import bundle as bundles
 from recfit import measure
-from recfit.engine import open_bundle
+from recfit.engine import Engine, open_bundle
 from recfit.measure.machine import machine
 from recfit.measure.process import Worker
 from recfit.registry import find, names
@@ -34,6 +35,8 @@ from recfit.types import Queries, Ragged, Request, Unsupported
 RESULTS = Path(__file__).parent / "results"
 THREADS = (1, 2)
 BATCHES = (1, 8, 32, 128)
+COMPILED = 300
+"""Requests that `torch.compile` is asked, twice at every batch size."""
 PLAN = measure.Plan(requests=1000, blocks=10, retakes=1)
 
 
@@ -74,7 +77,7 @@ def queries_of(source: Path) -> Queries:
 
 def measured(paths: Mapping[str, Path], queries: Path) -> list[dict[str, Any]]:
     """One row a runtime, their latency blocks interleaved."""
-    spans: dict[str, list[float]] = {label: [] for label in paths}
+    blocks: dict[str, list[dict[str, Any]]] = {label: [] for label in paths}
     with ExitStack() as stack:
         workers = {label: stack.enter_context(Worker(path)) for label, path in paths.items()}
         for worker in workers.values():
@@ -83,18 +86,27 @@ def measured(paths: Mapping[str, Path], queries: Path) -> list[dict[str, Any]]:
             worker.call("warm", count=PLAN.warm)
         for number in range(PLAN.blocks):
             for label, worker in workers.items():
-                spans[label] += measure.block(worker, number, PLAN)["spans"]
+                blocks[label].append(measure.block(worker, number, PLAN))
         rates = {label: {str(batch): _rate(worker, batch) for batch in BATCHES} for label, worker in workers.items()}
-    return [_row(label, spans[label], rates[label]) for label in paths]
+    return [_row(label, _spans(blocks[label]), _cpu(blocks[label]), rates[label]) for label in paths]
+
+
+def _spans(blocks: Sequence[Mapping[str, Any]]) -> list[float]:
+    return [span for part in blocks for span in part["spans"]]
+
+
+def _cpu(blocks: Sequence[Mapping[str, Any]]) -> float:
+    """Milliseconds of processor time a request, all threads together."""
+    return sum(sum(part["spans"]) * part["running"] for part in blocks) / len(_spans(blocks))
 
 
 def _rate(worker: Worker, batch: int) -> float:
     return float(worker.call("throughput", seconds=PLAN.throughput_seconds, batch=batch))
 
 
-def _row(label: str, spans: Sequence[float], rates: Mapping[str, float]) -> dict[str, Any]:
+def _row(label: str, spans: Sequence[float], cpu: float, rates: Mapping[str, float]) -> dict[str, Any]:
     p50, p99 = np.percentile(spans, [50, 99]).tolist()
-    return {"runtime": label, "p50_ms": p50, "p99_ms": p99, "requests_per_second": dict(rates)}
+    return {"runtime": label, "cpu_ms": cpu, "p50_ms": p50, "p99_ms": p99, "requests_per_second": dict(rates)}
 
 
 def compiled(source: Path, queries: Queries) -> dict[str, Any]:
@@ -106,23 +118,24 @@ def compiled(source: Path, queries: Queries) -> dict[str, Any]:
     model = engine._retrieve._model
     model.encode = torch.compile(model.encode, dynamic=True)
     ids = engine.bundle.item_ids
-    requests = [Request(history=tuple(ids[row] for row in past.tolist())) for past in queries.history]
-    for request in requests[: PLAN.warm]:
-        engine.recommend([request])
-    for batch in BATCHES:
-        engine.recommend(requests[:batch])
-    spans = [_seconds(engine, [request]) * 1e3 for request in requests]
-    rates = {}
-    for batch in BATCHES:
-        parts = [requests[at : at + batch] for at in range(0, len(requests), batch)]
-        rates[str(batch)] = len(requests) / sum(_seconds(engine, part) for part in parts)
-    return _row("torch.compile", spans, rates)
+    requests = [Request(history=tuple(ids[row] for row in past.tolist())) for past in queries.history][:COMPILED]
+    for batch in BATCHES:  # the first run of a shape compiles
+        _pass(engine, requests, batch)
+    begin = time.process_time()
+    spans = [span * 1e3 for span in _pass(engine, requests, 1)]
+    cpu = (time.process_time() - begin) * 1e3 / len(requests)
+    rates = {str(batch): len(requests) / sum(_pass(engine, requests, batch)) for batch in BATCHES}
+    return _row("torch.compile", spans, cpu, rates)
 
 
-def _seconds(engine: Any, requests: Sequence[Request]) -> float:
-    begin = time.perf_counter()
-    engine.recommend(requests)
-    return time.perf_counter() - begin
+def _pass(engine: Engine, requests: Sequence[Request], batch: int) -> list[float]:
+    """Seconds of every batch of the requests."""
+    spans = []
+    for at in range(0, len(requests), batch):
+        begin = time.perf_counter()
+        engine.recommend(requests[at : at + batch])
+        spans.append(time.perf_counter() - begin)
+    return spans
 
 
 def swept(sources: Sequence[Path], folder: Path) -> Iterator[dict[str, Any]]:
@@ -141,7 +154,9 @@ def swept(sources: Sequence[Path], folder: Path) -> Iterator[dict[str, Any]]:
 def line(row: Mapping[str, Any]) -> str:
     """A row as text."""
     rates = " ".join(f"{rate:9.0f}" for rate in row["requests_per_second"].values())
-    return f"{row['runtime']:14} {row['threads']:7} {row['p50_ms']:9.3f} {row['p99_ms']:9.3f} {rates}"
+    return (
+        f"{row['runtime']:14} {row['threads']:7} {row['cpu_ms']:9.3f} {row['p50_ms']:9.3f} {row['p99_ms']:9.3f} {rates}"
+    )
 
 
 def main() -> None:
@@ -153,7 +168,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = list(swept(given.bundles, Path(folder)))
     heads = " ".join(f"{f'batch {batch}':>9}" for batch in BATCHES)
-    print(f"{'runtime':14} {'threads':>7} {'p50 ms':>9} {'p99 ms':>9} {heads}  (requests a second)")
+    print(f"{'runtime':14} {'threads':>7} {'cpu ms':>9} {'p50 ms':>9} {'p99 ms':>9} {heads}  (requests a second)")
     print(*map(line, rows), sep="\n")
     now, first = datetime.now(UTC), bundles.read_manifest(given.bundles[0])
     record = {

@@ -24,7 +24,7 @@ from recfit.types import Request, Unsupported
 
 Exported = Callable[[Pipeline], Path]
 SASREC = toys.original("sasrec")
-ERRORS = {"codebook": 0.2, "int4": 0.2, "int8": 0.1, "int8_static": 0.15, "power_of_two": 0.6}
+ERRORS = {"codebook": 0.2, "int4": 0.2, "int8": 0.1, "int8_static": 0.25, "power_of_two": 0.6}
 QUANTIZED = [name for name in names("graphs") if name != "float32"]
 
 
