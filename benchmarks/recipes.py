@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from recfit import bundle as bundles
 from recfit import config, measure
 from recfit import pipeline as pipelines
 from recfit.measure import Measurement
@@ -35,9 +36,24 @@ from recfit.techniques import make
 from recfit.types import RecfitError
 
 RESULTS = Path(__file__).parent / "results"
-COSTS = ("p50_ms", "p99_ms", "bundle_mb", "memory_mb")
+COSTS = ("p50_ms", "p99_ms", "bundle_mb", "table_kb", "memory_mb")
 HEADS = (
-    *("recipe", "quality", "kept %", "+-", "p50 ms", "x", "p99 ms", "x", "disk MB", "x", "resident MB", "x"),
+    *(
+        "recipe",
+        "quality",
+        "kept %",
+        "+-",
+        "p50 ms",
+        "x",
+        "p99 ms",
+        "x",
+        "disk MB",
+        "x",
+        "items kB",
+        "x",
+        "resident MB",
+        "x",
+    ),
     *("requests/s", "x", "made in s", "claim"),
 )
 
@@ -93,13 +109,20 @@ def built(bench: Bench, wanted: Sequence[Entry], folder: Path) -> list[Built]:
     return found
 
 
-def measured(bench: Bench, bundles: Sequence[Path], metrics: Sequence[str]) -> list[Measurement]:
+def measured(bench: Bench, paths: Sequence[Path], metrics: Sequence[str]) -> list[Measurement]:
     """Everything about the bundles, on the test requests."""
     queries, found = bench.split.test, []
-    for path, cost in zip(bundles, measure.latency(bundles, queries, bench.plan), strict=True):
+    for path, cost in zip(paths, measure.latency(paths, queries, bench.plan), strict=True):
+        cost["metrics"]["table_kb"] = table_kb(path)
         users, extra = measure.users_quality(path, queries, bench.popularity, metrics)
         found.append(measure.combine(path, cost, users, extra, queries, bench.plan))
     return found
+
+
+def table_kb(bundle: Path) -> float:
+    """The item side of the first stage, its graph included; 0 where the bundle keeps none apart."""
+    files = bundles.read_manifest(bundle)["files"]
+    return sum(part["bytes"] for name, part in files.items() if name.startswith("retrieve/table/")) / 1e3
 
 
 def row(made: Built, found: Measurement, base: Measurement, metric: str) -> dict[str, Any]:
@@ -113,7 +136,9 @@ def row(made: Built, found: Measurement, base: Measurement, metric: str) -> dict
         "seconds": round(made.seconds, 1),
         "kept": found.metrics[metric] / old,
         "kept_interval": [1 + gap.low / old, 1 + gap.high / old],
-        "times_less": {cost: base.metrics[cost] / found.metrics[cost] for cost in COSTS},
+        "times_less": {
+            cost: base.metrics[cost] / found.metrics[cost] if found.metrics[cost] else None for cost in COSTS
+        },
         "times_more": {"qps": found.metrics["qps"] / base.metrics["qps"]},
         "metrics": dict(found.metrics),
     }
@@ -131,9 +156,13 @@ def table(rows: Sequence[Mapping[str, Any]], metric: str) -> Iterator[str]:
             f"{100 * line['kept']:.1f}",
             f"{50 * (high - low):.1f}",
         ]
-        costs = [f"{line['metrics'][cost]:.3g} | {line['times_less'][cost]:.1f}" for cost in COSTS]
+        costs = [f"{line['metrics'][cost]:.3g} | {_times(line['times_less'][cost])}" for cost in COSTS]
         costs.append(f"{line['metrics']['qps']:,.0f} | {line['times_more']['qps']:.1f}")
         yield " | ".join(("", *quality, *costs, f"{line['seconds']:.0f}", line["claim"], "")).strip()
+
+
+def _times(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.1f}"
 
 
 def main() -> None:
@@ -151,9 +180,9 @@ def main() -> None:
     bench = prepare(settings)
     metrics = dict.fromkeys((*measure.quality.METRICS, given.metric))
     with tempfile.TemporaryDirectory() as folder:
-        bundles = built(bench, entries(given.recipes), Path(folder))
-        found = measured(bench, [made.path for made in bundles], list(metrics))
-    rows = [row(made, part, found[0], given.metric) for made, part in zip(bundles, found, strict=True)]
+        made = built(bench, entries(given.recipes), Path(folder))
+        found = measured(bench, [part.path for part in made], list(metrics))
+    rows = [row(*pair, found[0], given.metric) for pair in zip(made, found, strict=True)]
     now = datetime.now(UTC)
     record = {
         "benchmark": "recipes",
