@@ -13,11 +13,13 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from onnx.reference import ReferenceEvaluator
 
 import toys
 from recfit import models
 from recfit.engine import Engine, open_bundle
+from recfit.models import as_module, rebuilt
 from recfit.pipeline import Pipeline, RuntimePlan, Stage
 from recfit.registry import names
 from recfit.runtimes import Batch, StageSpec, ort
@@ -117,6 +119,18 @@ def test_lists_of_a_fused_graph_are_re_scored_by_another(runtime: str, exported:
         assert engine.manifest["pipeline"]["rank"]["runtime"] == "ort"
         for _, _, request in requests_of((0, 17)):
             assert engine.recommend([request])[0].items == plain.recommend([request])[0].items
+
+
+def test_a_fused_graph_never_shows_what_is_no_number(exported: Exported) -> None:
+    stage = toys.original("sasrec").main
+    model = rebuilt(stage.model, stage.model.config)
+    as_module(model).load_state_dict(as_module(stage.model).state_dict())
+    with torch.no_grad():
+        model.items.weight[[11, 30]] = torch.nan  # type: ignore[attr-defined]
+    engine = open_bundle(exported(Pipeline(replace(stage, model=model), runtime=RuntimePlan("fused"))))
+    answer = engine.recommend([Request(history=("item № 3", "item № 4"))], toys.N_ITEMS)[0]
+    assert len(answer.items) == toys.N_ITEMS - 4
+    assert np.isfinite(answer.scores).all()
 
 
 def test_a_fused_graph_refuses_a_table_whose_rows_it_cannot_read(exported: Exported) -> None:

@@ -138,8 +138,6 @@ def _pairs(gone: Sequence[Rows]) -> IntArray:
 
 
 def _alive(rows: IntArray, values: FloatArray) -> Found:
-    """Without what is gone: it has the lowest score there is, and so the last places."""
-    count = len(values)
-    while count and values[count - 1] == -np.inf:
-        count -= 1
-    return rows[:count], values[:count]
+    """Without what is gone, which scores -inf, and without NaN, which `TopK` puts behind that."""
+    alive = values > -np.inf
+    return rows[alive], values[alive]
