@@ -9,7 +9,8 @@ NEEDS = ("onnx_neural_compressor", "onnxruntime")
 RUNTIME = "ort"
 CANNOT = (
     "install beside NumPy 2 without --no-deps, though it runs there; shrink a model (pruning, distillation and search "
-    "went with 3.0); measure time or bytes: its tuning ends at the first setting that keeps the accuracy"
+    "went with 3.0); measure time or bytes: its tuning ends at the first setting that keeps the accuracy, and "
+    "the process with exit code 0 where none does"
 )
 
 

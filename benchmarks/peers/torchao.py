@@ -13,7 +13,7 @@ NEEDS = ("torch", "torchao")
 RUNTIME = "aoti_scores"
 CANNOT = (
     "leave PyTorch; shrink a model; quantize a weight that the model reshapes (two layers stay float) or, without a "
-    "filter that names it, an item table; load on another processor than it was compiled for; do without a C++ compiler"
+    "filter that names it, an item table; do without a C++ compiler"
 )
 
 
