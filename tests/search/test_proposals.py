@@ -80,22 +80,26 @@ def test_every_proposal_is_new_and_well_formed_and_they_end(study, seed):
         assert orders == sorted(orders), recipe.name
 
 
-def test_singles_come_first_and_the_untrained_first_of_them(study):
+def test_singles_come_first_one_of_each_family_and_the_untrained_before_the_trained(study):
     tried = explored(study, lambda recipe: (1.0, 2.0 / len(recipe.steps)))
     lengths = [len(recipe.steps) for recipe in tried]
     singles = lengths.index(2)
     assert singles == len(STEPS)
     assert 1 not in lengths[singles:]
-    trains = [recipe.steps[0].trains for recipe in tried[:singles]]
-    assert trains == sorted(trains)
+    families = {recipe.families[0] for recipe in tried[:singles]}
+    heads, others = tried[: len(families)], tried[len(families) : singles]
+    assert {recipe.families[0] for recipe in heads} == families
+    for part in (heads, others):
+        trains = [recipe.steps[0].trains for recipe in part]
+        assert trains == sorted(trains)
     assert max(lengths) >= 3
 
 
 def test_singles_leave_room_for_chains(study):
-    """With the share of singles used up, what is left goes to chains of what there is."""
-    share = iter([0.0, SINGLES_SHARE - 0.01, SINGLES_SHARE])
-    tried = explored(study, lambda _: (1.0, 2.0), spent=lambda: next(share))
-    assert [len(recipe.steps) for recipe in tried[:2]] == [1, 1]
+    """With the share of singles used up, each family has one still, and what is left goes to chains of what there is."""
+    tried = explored(study, lambda _: (1.0, 2.0), spent=lambda: SINGLES_SHARE)
+    alone = [recipe.families[0] for recipe in tried if len(recipe.steps) == 1]
+    assert sorted(alone) == sorted({step.family for step in STEPS})
     assert any(len(recipe.steps) > 1 for recipe in tried)
 
 

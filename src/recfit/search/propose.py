@@ -36,10 +36,14 @@ class Proposal:
 
 
 def singles(context: Context, wanted: Sequence[str]) -> list[Recipe]:
-    """Every technique alone: what costs no training first, then the variants of each technique in turn."""
+    """Every technique alone: one of each family first, then the others, the variants of each technique in turn; and of
+    both what costs no training before what does."""
     groups = [variants(context) for variants in available(wanted)]
     turns = [step for turn in zip_longest(*groups) for step in turn if step is not None]
-    return [Recipe((step,)) for step in sorted(turns, key=lambda step: step.trains)]
+    steps = sorted(turns, key=lambda step: step.trains)
+    families = [step.family for step in steps]
+    heads = [step for index, step in enumerate(steps) if step.family not in families[:index]]
+    return [Recipe((step,)) for step in (*heads, *(step for step in steps if step not in heads))]
 
 
 def applies(recipe: Recipe, context: Context) -> bool:
@@ -66,13 +70,12 @@ def proposals(
     chains of their steps.
 
     It looks at the study again before each proposal, so what was just measured steers what comes next. `spent` is the
-    share of the search's limits that is used up; singles stop in time to leave room for chains.
+    share of the search's limits that is used up; singles of families that were tried stop in time to leave room for chains.
     """
     first = [recipe for recipe in first if applies(recipe, context)]
     for recipe in first:
-        if spent() >= SINGLES_SHARE:
-            break
-        if recipe.id not in study.candidates:
+        tried = {family for found in study.candidates.values() for family in found.families}
+        if recipe.id not in study.candidates and (spent() < SINGLES_SHARE or recipe.families[0] not in tried):
             yield Proposal(recipe)
     for recipe in unmeasured(study, first):
         yield Proposal(recipe, gated=False)
