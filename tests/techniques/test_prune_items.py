@@ -131,6 +131,15 @@ def test_both_stages_lose_them_and_the_cache_knows(exported: Exported) -> None:
     assert all(set(answer.items) <= kept and len(answer.items) == 8 for answer in answers)
 
 
+def test_what_reaches_the_second_stage_is_counted_in_rows_of_the_data(exported: Exported) -> None:
+    out, queries = pruned(replace(TWO, candidates=toys.N_ITEMS), keep=0.5), SPLIT.test
+    _, found = measure.users_quality(exported(out), queries, COUNTS)
+    unseen = [set(targets) - set(past) for targets, past in zip(queries.targets, queries.history, strict=True)]
+    left = [len(targets & set(rows_of(out))) / len(targets) for targets in unseen if targets]
+    assert found["recall_of_stage_one"] == pytest.approx(np.mean(left))
+    assert found["overlap_with_exact"] == 1.0
+
+
 def test_it_survives_saving(tmp_path: Path) -> None:
     out = pruned(TWO, keep=0.5)
     pipelines.save(out, tmp_path)

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 
 from recfit.engine import Engine, open_bundle
-from recfit.types import IntArray, Ragged, Request, Rows
+from recfit.types import Ragged, Request, Rows
 
 UNKNOWN = "\0"  # no id of any data
 
@@ -110,20 +110,23 @@ class Bench:
         return sources
 
     def candidates(self, start: int, count: int, k: int, output: str) -> None:
-        """What reaches the deciding stage for each of `count` requests: rows [count, widest], -1 pads, go to `output`."""
-        requests = self.requests[start : start + count]
-        np.save(output, _padded([self.engine.candidates(request, k) for request in requests]))
+        """What reaches the deciding stage for each of `count` requests: the data's rows [count, widest], -1 pads, go to
+        `output`."""
+        rows, requests = self.engine.bundle.item_rows, self.requests[start : start + count]
+        np.save(output, _padded([rows[self.engine.candidates(request, k)] for request in requests]))
 
     def exhaustive(self, rows: list[int], k: int, output: str) -> None:
-        """The lists of the requests at `rows` if everything reached the deciding stage: rows, -1 pads, go to `output`."""
-        np.save(output, _padded([self.engine.exhaustive(self.requests[row], k) for row in rows]))
+        """The lists of the requests at `rows` if everything reached the deciding stage: the data's rows, -1 pads, go to
+        `output`."""
+        known = self.engine.bundle.item_rows
+        np.save(output, _padded([known[self.engine.exhaustive(self.requests[row], k)] for row in rows]))
 
     def modules(self) -> list[str]:
         """The top-level modules loaded in this process."""
         return sorted({name.split(".")[0] for name in sys.modules})
 
 
-def _padded(lists: list[IntArray]) -> Rows:
+def _padded(lists: Sequence[Rows]) -> Rows:
     """int32 [len(lists), the longest], -1 pads."""
     rows = np.full((len(lists), max(map(len, lists), default=0)), -1, dtype=np.int32)
     for line, part in zip(rows, lists, strict=True):
