@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,13 +17,13 @@ from benchmarks.peers import run
 from benchmarks.peers.given import Given, into_bundle, made_by
 
 import toys
-from conftest import Exported
 from recfit import pipeline as pipelines
 from recfit.engine import open_bundle
 from recfit.measure import Measurement
 from recfit.search.build import Workshop
 from recfit.types import Request, Unsupported
 
+Exported = Callable[[pipelines.Pipeline], Path]
 PLUGINS = {path.stem for path in (run.HERE / "plugins" / "runtimes").glob("*.py")}
 
 
