@@ -1,7 +1,7 @@
 """ONNX Runtime with everything in one graph: history -> item rows -> encoder -> scan -> filter -> top-k.
 
-Of a small model's request most of the time goes by between the parts: sessions that start, arrays that pass through
-Python, a selection of a dozen NumPy calls. Here one call answers. For encoders, and where these read item rows, for
+Time goes by between the parts of a request too: sessions that start, arrays that pass through Python, a selection of a
+dozen NumPy calls. Here one call answers. For encoders, and where these read item rows, for
 tables that say in ONNX what a row is.
 """
 
