@@ -90,6 +90,21 @@ def test_a_snapshot_without_any_event(tmp_path: Path) -> None:
     assert open_bundle(path).recommend([Request("üser 1")])[0].source == "fallback"
 
 
+@pytest.mark.parametrize("cache", [None, CachePlan(1.0), CachePlan(1.0, key="state", depth=2)])
+def test_requests_may_bring_the_histories(tmp_path: Path, cache: CachePlan | None) -> None:
+    pipeline, around = replace(toys.original("sasrec"), cache=cache), toys.around()
+    full = open_bundle(export(pipeline, around, tmp_path / "full", name="n", recipe={}))
+    bare = open_bundle(export(pipeline, replace(around, keep_histories=False), tmp_path / "bare", name="n", recipe={}))
+    assert not [*(tmp_path / "bare").glob("histories*")]
+    for row, user in enumerate(around.user_ids):
+        asked = Request(user, tuple(around.item_ids[item] for item in around.histories[row].tolist()))
+        assert bare.recommend([asked]) == full.recommend([asked])
+        if asked.history:
+            assert bare.recommend([asked])[0].source == ("model" if cache is None else "cache")
+    if cache is None:
+        assert bare.recommend([Request(around.user_ids[0])])[0].source == "fallback"
+
+
 def test_no_titles_and_no_features(tmp_path: Path) -> None:
     around = replace(toys.around(), titles=None, user_features=None)
     opened = open_bundle(export(toys.original("sasrec"), around, tmp_path / "b", name="n", recipe={}))

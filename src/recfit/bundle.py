@@ -21,6 +21,7 @@ from recfit.types import BundleError, Features, FloatArray, IntArray, Ragged, Ro
 FORMAT = 1
 MANIFEST = "manifest.json"
 ITEM_ROWS = "item_rows.npy"
+HISTORIES = ("histories.indptr.npy", "histories.values.npy")
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def _open(directory: Path, manifest: dict[str, Any]) -> Bundle:
         user_ids=tuple(catalogue["users"]),
         item_ids=tuple(catalogue["items"]),
         titles=None if titles is None else tuple(titles),
-        histories=Ragged(_map(directory / "histories.indptr.npy"), _map(directory / "histories.values.npy")),
+        histories=_histories(directory, manifest, len(catalogue["users"])),
         user_features=_features(directory, catalogue["user_features"]),
         fallback=_map(directory / "fallback.npy"),
         item_rows=_item_rows(directory, manifest, len(catalogue["items"])),
@@ -175,6 +176,14 @@ def _features(directory: Path, stored: Mapping[str, Any] | None) -> Features | N
     if stored is None:
         return None
     return Features(tuple(stored["names"]), _map(directory / "user_features.npy"), tuple(stored["sizes"]))
+
+
+def _histories(directory: Path, manifest: Mapping[str, Any], n_users: int) -> Ragged:
+    """Empty ones where requests bring their own."""
+    if HISTORIES[0] not in manifest["files"]:
+        return Ragged(np.zeros(n_users + 1, np.int64), np.empty(0, np.int32))
+    indptr, values = (_map(directory / name) for name in HISTORIES)
+    return Ragged(indptr, values)
 
 
 def _item_rows(directory: Path, manifest: Mapping[str, Any], n_items: int) -> Rows:

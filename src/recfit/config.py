@@ -100,10 +100,15 @@ class Search:
 
 @dataclass(frozen=True)
 class Serve:
-    """Where `recfit serve recfit.toml` listens."""
+    """Where `recfit serve recfit.toml` listens, and whether `histories` come from the "bundle" or with each "request"."""
 
     host: str = "127.0.0.1"
     port: int = 8000
+    histories: str = "bundle"
+
+    def __post_init__(self) -> None:
+        if self.histories not in ("bundle", "request"):
+            raise ConfigError(f'[serve] histories is {self.histories!r}; it is "bundle" or "request"')
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,7 @@ max_minutes = 2.0
 
 [serve]                      # where `recfit serve recfit.toml` listens
 port = 8000
+histories = "bundle"         # "request": every request brings its own, and bundles don't store what users did
 """
 
 

@@ -1,15 +1,17 @@
 """A recipe becomes a bundle: trained prefixes are kept and shared, structures are not, and weights don't depend on it."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from recfit import models
+from recfit import config, models
 from recfit import pipeline as pipelines
 from recfit.bundle import open_files, read_manifest
 from recfit.data.splits import split as split_by
 from recfit.pipeline import Pipeline, Stage, fingerprint
+from recfit.search.bench import prepare
 from recfit.search.build import Job, Workshop, build, snapshot
 from recfit.search.recipe import Recipe
 from recfit.techniques import make
@@ -81,6 +83,20 @@ def test_the_stored_histories_are_one_event_behind_what_is_asked(workshop, split
     assert all(len(search[user]) < len(past) for user, past in zip(split.validation.user, past, strict=True))
     build(workshop, job(tmp_path / "bundle", final=True))
     assert open_files(tmp_path / "bundle").histories[3].tolist() == past[3].tolist()
+    build(replace(workshop, keep_histories=False), job(tmp_path / "bundle", final=True))
+    assert open_files(tmp_path / "bundle").histories[3].tolist() == []
+
+
+@pytest.mark.parametrize(("histories", "kept"), [("bundle", True), ("request", False)])
+def test_a_study_says_whether_bundles_store_histories(tmp_path, histories, kept):
+    events = [f"{n % 9},{n % 7},{n}" for n in range(90)]
+    (tmp_path / "events.csv").write_text("\n".join(["user_id,item_id,timestamp", *events]))
+    settings = config.Settings(
+        config.Data(str(tmp_path / "events.csv")),
+        search=config.Search(str(tmp_path / "study")),
+        serve=config.Serve(histories=histories),
+    )
+    assert prepare(settings, say=lambda _: None).workshop.keep_histories is kept
 
 
 def test_equal_steps_make_equal_recipes():

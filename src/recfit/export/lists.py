@@ -34,7 +34,9 @@ def write_cache(plan: CachePlan, around: Surroundings, directory: Path) -> dict[
 def _active(plan: CachePlan, around: Surroundings) -> dict[int, Request]:
     """A request for each of the most active users, by row."""
     users = most_frequent(around.histories.sizes, plan.share)
-    return {user: Request(around.user_ids[user]) for user in users.tolist()}
+    items = around.item_ids
+    known = {user: tuple(items[row] for row in around.histories[user].tolist()) for user in users.tolist()}
+    return {user: Request(around.user_ids[user], history) for user, history in known.items()}
 
 
 def _seen(plan: CachePlan, around: Surroundings) -> dict[int, Request]:

@@ -16,7 +16,8 @@ from recfit.types import Features, Ragged, Rows, Split
 @dataclass(frozen=True)
 class Surroundings:
     """What a bundle carries beside its models: id maps, titles, the histories of the snapshot, and all items, the most
-    popular first. `item_rows` tells which rows of the data the items are, where some have left."""
+    popular first. `item_rows` tells which rows of the data the items are, where some have left. Histories that requests
+    bring themselves (`keep_histories` false) calibrate and precompute, and are not written."""
 
     user_ids: tuple[str, ...]
     item_ids: tuple[str, ...]
@@ -25,6 +26,7 @@ class Surroundings:
     histories: Ragged
     fallback: Rows
     item_rows: Rows | None = None
+    keep_histories: bool = True
 
     def only(self, rows: Rows) -> Surroundings:
         """What is left when only the items at `rows`, ascending, are."""
@@ -42,12 +44,13 @@ class Surroundings:
         )
 
 
-def surroundings(split: Split, histories: Ragged) -> Surroundings:
+def surroundings(split: Split, histories: Ragged, keep_histories: bool = True) -> Surroundings:
     """What bundles of `split` carry, with `histories` as the users' known past."""
     counts = np.bincount(split.train.item, minlength=split.n_items)
     popular = np.argsort(-counts, kind="stable").astype(np.int32)
     train = split.train
-    return Surroundings(train.user_ids, train.item_ids, train.titles, train.user_features, histories, popular)
+    known = train.user_ids, train.item_ids, train.titles, train.user_features
+    return Surroundings(*known, histories, popular, keep_histories=keep_histories)
 
 
 def write_surroundings(around: Surroundings, directory: Path) -> None:
@@ -58,9 +61,12 @@ def write_surroundings(around: Surroundings, directory: Path) -> None:
         "titles": around.titles,
         "user_features": None if features is None else {"names": features.names, "sizes": features.sizes},
     }
-    (directory / "catalogue.json").write_text(json.dumps(catalogue, ensure_ascii=False), encoding="utf-8")
-    np.save(directory / "histories.indptr.npy", around.histories.indptr)
-    np.save(directory / "histories.values.npy", _narrow(around.histories.values, len(around.item_ids)))
+    (directory / "catalogue.json").write_text(
+        json.dumps(catalogue, ensure_ascii=False, separators=(",", ":")), encoding="utf-8"
+    )
+    if around.keep_histories:
+        np.save(directory / bundle.HISTORIES[0], around.histories.indptr)
+        np.save(directory / bundle.HISTORIES[1], _narrow(around.histories.values, len(around.item_ids)))
     np.save(directory / "fallback.npy", _narrow(around.fallback, len(around.item_ids)))
     if around.item_rows is not None:
         np.save(directory / bundle.ITEM_ROWS, around.item_rows)

@@ -80,10 +80,10 @@ def share_found(found: Iterable[IntArray | Rows], wanted: Iterable[IntArray | Ro
 
 def beyond_accuracy(found: IntArray, n_items: int, popularity: IntArray, k: int = 10) -> dict[str, float]:
     """`coverage@k`, the share of the catalogue that is ever recommended, and `popularity@k`, the mean share of
-    all training events that a recommended item has, in percent."""
+    all training events that a recommended item has, in percent; that one only where there are events."""
     shown = found[:, :k]
     shown = shown[shown >= 0]
-    return {
-        f"coverage@{k}": len(np.unique(shown)) / n_items,
-        f"popularity@{k}": float(popularity[shown].mean() / max(1, popularity.sum()) * 100) if len(shown) else 0.0,
-    }
+    shares = {f"coverage@{k}": len(np.unique(shown)) / n_items}
+    if popularity.any():
+        shares[f"popularity@{k}"] = float(popularity[shown].mean() / popularity.sum() * 100) if len(shown) else 0.0
+    return shares

@@ -96,7 +96,9 @@ def prepare(settings: config.Settings | str | Path, say: Say = print) -> Bench:
         f"{len(choosing.validation):,} to choose, {len(choosing.test):,} to test"
     )
     study = Study(Path(search.directory))
-    workshop = Workshop(learning, study.path("original"), study.path("models"), fit, search.threads, progress=True)
+    folders = study.path("original"), study.path("models")
+    stored = settings.serve.histories == "bundle"
+    workshop = Workshop(learning, *folders, fit, search.threads, progress=True, keep_histories=stored)
     plan = Plan(requests=search.requests, rate=search.rate)
     return Bench(settings, interactions, choosing, study, workshop, budget, plan, say)
 

@@ -19,7 +19,8 @@ from recfit.types import Ragged, Split
 
 @dataclass(frozen=True)
 class Workshop:
-    """What every build of a study shares. `original` and `models` are folders: the original, and trained prefixes."""
+    """What every build of a study shares. `original` and `models` are folders: the original, and trained prefixes.
+    `keep_histories`: whether bundles store what users did, or requests bring it."""
 
     split: Split
     original: Path
@@ -27,6 +28,7 @@ class Workshop:
     fit: Fit
     threads: int
     progress: bool
+    keep_histories: bool = True
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ def build(workshop: Workshop, job: Job) -> str:
     torch.set_num_threads(workshop.threads)
     recipe = Recipe.from_json(job.recipe)
     pipeline = _applied(recipe, workshop, job)
-    around = surroundings(workshop.split, snapshot(workshop.split, final=job.final))
+    past = snapshot(workshop.split, final=job.final)
+    around = surroundings(workshop.split, past, workshop.keep_histories)
     described = {"id": recipe.id, "steps": job.recipe}
     export(pipeline, around, job.output, name=recipe.name, recipe=described, report=job.final)
     return str(job.output)

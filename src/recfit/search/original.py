@@ -129,7 +129,8 @@ def identity(settings: config.Settings, split: Split) -> str:
     """A digest of what a study's numbers depend on: data, split, original, training, threads, processor."""
     model, search, here = asdict(settings.model), settings.search, machine()
     events = [split.target_hash, split.protocol, len(split.train), len(split.validation)]
-    parts = [*events, model, dict(search.fit), search.serve_threads, here["cpu"], here["cores"], here["isa"]]
+    how = [dict(search.fit), search.serve_threads, settings.serve.histories]
+    parts = [*events, model, *how, here["cpu"], here["cores"], here["isa"]]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
