@@ -21,13 +21,13 @@ test: $(VENV)/.dev
 bench-seeds: $(VENV)/.dev
 	$(BIN)/python benchmarks/seeds/movie/original.py $(DATA) runs/seeds/movie
 	for name in movie ncf distillation; do \
-	  $(BIN)/python benchmarks/recipes.py benchmarks/seeds/$$name/settings.toml benchmarks/seeds/$$name/recipes.toml --data $(DATA) || exit 1; \
+	  $(BIN)/python -m benchmarks.recipes benchmarks/seeds/$$name/settings.toml benchmarks/seeds/$$name/recipes.toml --data $(DATA) || exit 1; \
 	done
 
 # The movie scenario on MovieLens-100K with a small deep original, in half an hour.
 bench-seeds-quick: $(VENV)/.dev
 	$(BIN)/python benchmarks/seeds/movie/original.py ml-100k runs/seeds/quick --quick
-	$(BIN)/python benchmarks/recipes.py benchmarks/seeds/movie/quick.toml benchmarks/seeds/movie/recipes.toml
+	$(BIN)/python -m benchmarks.recipes benchmarks/seeds/movie/quick.toml benchmarks/seeds/movie/recipes.toml
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
 """What a cache answers, how old that is, what it costs in quality and saves in time. Results are dated JSON and a plot.
 
-    python benchmarks/cache.py examples/demo.toml
-    python benchmarks/cache.py recfit.toml --log requests.jsonl
+    python -m benchmarks.cache examples/demo.toml
+    python -m benchmarks.cache recfit.toml --log requests.jsonl
 
 Hit rates are replayed in time order, from `--log` (JSON lines with `timestamp`, `user_id`, and `history` where it was
 sent) or from the interactions' own times, each event a request just before it. Quality and latency are measured: bundles
@@ -17,18 +17,18 @@ import tempfile
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from benchmarks.plots import BLUE, BROWN, Dot, scatter
+from benchmarks.record import save
 
 from recfit import measure
 from recfit import pipeline as pipelines
 from recfit.export import export, surroundings
 from recfit.measure import quality
-from recfit.measure.machine import machine
 from recfit.measure.replay import Log, own_log, replay
 from recfit.measure.statistics import paired
 from recfit.pipeline import CachePlan, Pipeline
@@ -38,7 +38,6 @@ from recfit.search.original import TRAINING_SECONDS, make_original
 from recfit.states import state_of
 from recfit.types import DataError, IntArray, Interactions, Queries, Ragged
 
-RESULTS = Path(__file__).parent / "results"
 METRIC = "ndcg@10"
 REFRESH = {"10 min": 600.0, "1 h": 3600.0, "1 day": 86_400.0, "7 days": 604_800.0}
 EVENTS = (1, 2, 5, 10)
@@ -221,37 +220,21 @@ def lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         yield " ".join(f"{row[name]:18.2f}" if isinstance(row[name], float) else f"{row[name]:>18}" for name in columns)
 
 
-def plot(rows: Sequence[Mapping[str, Any]]) -> str:
-    """SVG: hit rate against the quality that is kept with its interval; the dot is larger where p50 is lower."""
-    low = min(row["kept %"] - row["+-"] for row in rows) - 2
-    high = max(row["kept %"] + row["+-"] for row in rows) + 2
-    parts = []
-    for row in rows:
-        x = 60 + 5.4 * row["hit %"]
-        y, top, end = (
-            20 + 360 * (high - value) / (high - low)
-            for value in (row["kept %"], row["kept %"] + row["+-"], row["kept %"] - row["+-"])
+def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
+    """Hit rate against the quality that is kept with its interval; the dot is larger where p50 is lower."""
+    dots = [
+        Dot(
+            x=row["hit %"],
+            y=row["kept %"],
+            error=row["+-"],
+            name=f"{row['cache']}, {row['lists']}",
+            size=min(4, row["p50 x"]),
+            colour=BROWN if row["cache"].startswith("state") else BLUE,
         )
-        colour = "#b35900" if row["cache"].startswith("state") else "#1f5fa8"
-        name = row["lists"] if row["cache"].startswith("user") else row["cache"]
-        title = f"{row['cache']}, {row['lists']}: p50 {row['p50_ms']:.2f} ms, p99 {row['p99_ms']:.2f} ms"
-        parts += [
-            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top:.1f}" y2="{end:.1f}" stroke="{colour}" opacity=".4"/>',
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{3 + 1.5 * min(4, row["p50 x"] ** 0.5):.1f}" fill="{colour}">'
-            f"<title>{title}</title></circle>",
-            f'<text x="{x + 14:.1f}" y="{y + 3:.1f}">{name}</text>',
-        ]
-    ticks = [f'<text x="{60 + 5.4 * at}" y="400" text-anchor="middle">{at} %</text>' for at in range(0, 101, 20)]
-    ticks += [
-        f'<text x="54" y="{20 + 360 * (high - at) / (high - low) + 3:.1f}" text-anchor="end">{at:.0f} %</text>'
-        for at in np.linspace(low, high, 6)[1:-1]
+        for row in rows
     ]
-    return (
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 425" font-family="sans-serif" font-size="10">'
-        '<rect width="760" height="425" fill="#fff"/><path d="M60 20V385H740" fill="none" stroke="#888"/>'
-        f'{"".join(ticks)}<text x="340" y="418">requests answered from the cache</text>'
-        f'<text x="8" y="12">NDCG@10 kept; blue by user, brown by state; larger dot: lower p50</text>{"".join(parts)}</svg>'
-    )
+    about = "blue: by user; brown: by state; larger: lower p50"
+    return scatter(dots, path, x="requests answered from the cache, %", y="NDCG@10 kept, %", title=about)
 
 
 def main() -> None:
@@ -269,22 +252,17 @@ def main() -> None:
         isolated(make_original, bench.settings, bench.workshop, **limits)
     with tempfile.TemporaryDirectory() as folder:
         rows = measured(bench, Path(folder))
-    now = datetime.now(UTC)
-    record = {
-        "benchmark": "cache",
-        "at": now.isoformat(timespec="seconds"),
+    found = {
         "data": known.name,
         "log": given.log.name if given.log else "the interactions' own times",
         "protocol": f"{bench.split.protocol}, test split, full ranking, seen items removed",
         "users": len(np.unique(bench.split.test.user)),
         "targets": bench.split.target_hash,
-        "machine": machine(),
         "replayed": replayed,
         "rows": rows,
     }
-    path = RESULTS / f"{now:%Y-%m-%d}-cache-{known.name}.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    path.with_suffix(".svg").write_text(plot(rows))
+    path = save("cache", known.name, found)
+    plot(rows, path.with_suffix(".svg"))
     print(*lines(rows), path, sep="\n")
 
 

@@ -1,7 +1,7 @@
 """Every family trained on one data set and judged alike: full ranking of the catalogue, seen items removed, test split.
 
-    python benchmarks/models.py ml-100k --preset ml-100k
-    python benchmarks/models.py ratings/sequences.txt --preset ml-1m --only sasrec ease --checkpoints runs/ml-1m
+    python -m benchmarks.models ml-100k --preset ml-100k
+    python -m benchmarks.models ratings/sequences.txt --preset ml-1m --only sasrec ease --checkpoints runs/ml-1m
 
 `hr@10 of 100` ranks the target among 99 random unseen items: the protocol of the NCF paper, only to compare with it.
 """
@@ -9,24 +9,21 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks.record import save
 
 from recfit import models
 from recfit.data import load
 from recfit.data.splits import split
-from recfit.measure.machine import machine
 from recfit.training import Fit, evaluate, train
 from recfit.types import Split
 
-RESULTS = Path(__file__).parent / "results"
 COLUMNS = ("model", "parameters", "hr@10", "ndcg@10", "hr@10 of 100", "ndcg@10 of 100", "valid", "epochs", "minutes")
 
 
@@ -106,21 +103,14 @@ def lines(rows: list[dict[str, Any]]) -> Iterator[str]:
 
 def write(rows: list[dict[str, Any]], data: Split) -> Path:
     """The dated JSON of this run."""
-    now = datetime.now(UTC)
-    record = {
-        "benchmark": "models",
-        "at": now.isoformat(timespec="seconds"),
+    found = {
         "data": data.train.name,
         "protocol": f"{data.protocol}, full ranking, seen items removed",
         "queries": len(data.test),
         "targets": data.target_hash,
-        "machine": machine(),
         "rows": rows,
     }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{now:%Y-%m-%d}-models-{data.train.name}-{data.protocol.replace('(', '-').rstrip(')')}.json"
-    path.write_text(json.dumps(record, indent=1, default=str) + "\n")
-    return path
+    return save("models", f"{data.train.name}-{data.protocol.replace('(', '-').rstrip(')')}", found)
 
 
 def main() -> None:

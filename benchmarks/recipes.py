@@ -1,31 +1,32 @@
 """Recipes applied to the original of a study, measured on its test split beside that original. Results are dated JSON.
 
-    python benchmarks/recipes.py examples/demo.toml benchmarks/recipes/prune.toml
+    python -m benchmarks.recipes examples/demo.toml benchmarks/recipes/prune.toml
 
 The TOML of the recipes lists `[[recipe]]` with `steps = [{technique = "prune", axis = "ffn", keep = 0.5}, ...]`, and where
 there is something to say a `name` and a published `claim`. The first row is the original in ONNX Runtime, which all others
 are held against: quality as the share that is kept with the paired 95 % interval of the difference; times, bytes and memory
-as how many times less. Latency blocks of all bundles are interleaved in one run.
+as how many times less. Latency blocks of all bundles are interleaved in one run. A picture of quality against p99 lies
+beside the JSON.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from benchmarks.plots import tradeoff
+from benchmarks.record import save
 
 from recfit import bundle as bundles
 from recfit import config, measure
 from recfit import pipeline as pipelines
 from recfit.measure import Measurement
-from recfit.measure.machine import machine
 from recfit.measure.statistics import paired
 from recfit.search.bench import Bench, prepare
 from recfit.search.build import Job, build
@@ -35,7 +36,6 @@ from recfit.search.recipe import Recipe
 from recfit.techniques import make
 from recfit.types import RecfitError
 
-RESULTS = Path(__file__).parent / "results"
 COSTS = ("p50_ms", "p99_ms", "bundle_mb", "table_kb", "memory_mb")
 HEADS = (
     *(
@@ -165,6 +165,10 @@ def _times(ratio: float | None) -> str:
     return "" if ratio is None else f"{ratio:.1f}"
 
 
+def _label(recipes: Path) -> str:
+    return recipes.parent.name if recipes.stem == "recipes" else recipes.stem
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -183,22 +187,17 @@ def main() -> None:
         made = built(bench, entries(given.recipes), Path(folder))
         found = measured(bench, [part.path for part in made], list(metrics))
     rows = [row(*pair, found[0], given.metric) for pair in zip(made, found, strict=True)]
-    now = datetime.now(UTC)
     record = {
-        "benchmark": "recipes",
-        "at": now.isoformat(timespec="seconds"),
-        "command": f"python benchmarks/recipes.py {given.settings} {given.recipes} --metric {given.metric}",
         "data": bench.split.train.name,
         "split": f"{bench.split.protocol}, test requests",
         "targets": bench.split.target_hash,
         "metric": given.metric,
         "protocol": dict(found[0].protocol),
-        "machine": machine(),
         "rows": rows,
     }
-    path = RESULTS / f"{now:%Y-%m-%d}-{given.recipes.parent.name}-{given.recipes.stem}.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    print(*table(rows, given.metric), path, sep="\n")
+    path = save("recipes", _label(given.recipes), record)
+    picture = tradeoff(rows, given.metric, path.with_suffix(".svg"))
+    print(*table(rows, given.metric), path, picture, sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Bundles under every runtime: latency with 1 and 2 threads, throughput at several batch sizes. Results are dated JSON.
 
-    python benchmarks/runtimes.py runs/study/bundles/ID [TORCH_BUNDLE ...]
+    python -m benchmarks.runtimes runs/study/bundles/ID [TORCH_BUNDLE ...]
 
 A bundle of runtime `ort` is remade for every runtime that takes it; another one is measured as it is, and one of runtime
 `torch` under `torch.compile` too. The requests are the users' own histories as the bundle holds them. Latency blocks of all
@@ -11,28 +11,25 @@ processor time a request, which other programs on the machine move less than the
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from benchmarks.record import save
 
 from recfit import bundle as bundles
 from recfit import measure
 from recfit.engine import Engine, open_bundle
-from recfit.measure.machine import machine
 from recfit.measure.process import Worker
 from recfit.registry import find, names
 from recfit.types import Queries, Ragged, Request, Unsupported
 
-RESULTS = Path(__file__).parent / "results"
 THREADS = (1, 2)
 BATCHES = (1, 8, 32, 128)
 COMPILED = 300
@@ -170,19 +167,14 @@ def main() -> None:
     heads = " ".join(f"{f'batch {batch}':>9}" for batch in BATCHES)
     print(f"{'runtime':14} {'threads':>7} {'cpu ms':>9} {'p50 ms':>9} {'p99 ms':>9} {heads}  (requests a second)")
     print(*map(line, rows), sep="\n")
-    now, first = datetime.now(UTC), bundles.read_manifest(given.bundles[0])
-    record = {
-        "benchmark": "runtimes",
-        "at": now.isoformat(timespec="seconds"),
+    first = bundles.read_manifest(given.bundles[0])
+    found = {
         "bundle": first["name"],
         "catalogue": first["catalogue"],
         "latency": f"{PLAN.requests} requests one at a time after {PLAN.warm}, {PLAN.blocks} blocks interleaved",
-        "machine": machine(),
         "rows": rows,
     }
-    path = RESULTS / f"runtimes-{now:%Y-%m-%d}.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    print(path)
+    print(save("runtimes", "", found))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The best 10 of a million items: recfit's tables against FAISS, usearch and PyTorch, one thread. Results are dated JSON.
 
-    python benchmarks/scan.py runs/scan        # what is missing there is built first; one peer needs: pip install usearch
+    python -m benchmarks.scan runs/scan        # what is missing there is built first; one peer needs: pip install usearch
 
 The items are those of an ALS model (d = 64) of MovieLens-100K and points between and around them; the queries are the
 request vectors of its users. Every contender answers in a process of its own, rounds alternate. `floor` is what the bytes
@@ -10,26 +10,23 @@ of a scan take at the memory bandwidth measured in the same run.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from benchmarks.record import save
 
-from recfit.measure.machine import machine
 from recfit.registry import find
 from recfit.tables import Searchable
 from recfit.topk import best
 from recfit.types import FloatArray, IntArray
 
-RESULTS = Path(__file__).parent / "results"
 ITEMS, DIM, K, BATCH = 1_000_000, 64, 10, 32
 ROUNDS, SINGLES, BATCHES = 5, 120, 4
 NEIGHBOURS, NOISE = 20, 0.3
@@ -326,20 +323,13 @@ def main() -> None:
     print(*lines(rows), f"memory bandwidth, one thread: {max(speeds) / 1e9:.1f} GB/s", sep="\n")
     if given.only:
         return
-    now = datetime.now(UTC)
-    record = {
-        "benchmark": "scan",
-        "at": now.isoformat(timespec="seconds"),
-        "command": f"python benchmarks/scan.py {given.folder}",
+    found = {
         "protocol": f"{ITEMS:,} items, d = {DIM}, k = {K}, inner product, 1 thread; {ROUNDS} interleaved rounds of {SINGLES} "
         f"queries one at a time and {BATCHES} batches of {BATCH}; one process a contender",
         "bandwidth_gb_s": [speed / 1e9 for speed in speeds],
-        "machine": machine(),
         "rows": rows,
     }
-    path = RESULTS / f"{now:%Y-%m-%d}-scan.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    print(path)
+    print(save("scan", "", found))
 
 
 if __name__ == "__main__":

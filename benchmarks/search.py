@@ -1,7 +1,7 @@
 """How close a search of few candidates comes to measuring every chain, and how fast a finished study answers new budgets.
 
-    python benchmarks/search.py examples/demo.toml benchmarks/spaces/small.toml runs/reference-small --candidates 32
-    python benchmarks/search.py examples/demo.toml benchmarks/spaces/full.toml runs/reference-full
+    python -m benchmarks.search examples/demo.toml benchmarks/spaces/small.toml runs/reference-small --candidates 32
+    python -m benchmarks.search examples/demo.toml benchmarks/spaces/full.toml runs/reference-full
 
 First every chain of the space is measured, once, into the study of the given folder (run it again to continue). Then the
 search runs with the recorded measurements in the place of new ones: what it proposes is looked up. Compared is the
@@ -21,17 +21,16 @@ import tomllib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from benchmarks.record import save
 
 from recfit import measure
 from recfit import pipeline as pipelines
 from recfit.measure import Plan
-from recfit.measure.machine import machine
 from recfit.search.bench import Bench, prepare
 from recfit.search.budget import Budget
 from recfit.search.build import Job, build
@@ -46,7 +45,6 @@ from recfit.selecting import reselect
 from recfit.techniques import Context, make
 from recfit.types import RecfitError
 
-RESULTS = Path(__file__).parent / "results"
 METRIC = "ndcg@10"
 PLAN = Plan(requests=400, blocks=8, retakes=1, warm=30, throughput_seconds=0.1)
 REFERENCE = np.array([-0.5, 1.0, 1.0])  # half the quality, all of the p99 and of the memory
@@ -259,23 +257,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = list(efficiency(space, given.candidates, Path(folder)))
         answers = answered(space, Path(folder) / "1")
-    now = datetime.now(UTC)
-    record = {
-        "benchmark": "search",
-        "at": now.isoformat(timespec="seconds"),
+    found = {
         "data": bench.interactions.name,
         "protocol": f"{bench.split.protocol}, one validation request a user, full ranking, seen items removed",
         "targets": bench.split.target_hash,
         "chains": len(space.reference.candidates),
         "failed": sum(found.status == "failed" for found in space.reference.candidates.values()),
-        "machine": machine(),
         "rows": rows,
         "budgets": summary(answers),
         "answers": answers,
     }
-    path = RESULTS / f"{now:%Y-%m-%d}-search-{given.space.stem}.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    print(*lines(rows), json.dumps(record["budgets"], indent=1), path, sep="\n")
+    path = save("search", given.space.stem, found)
+    print(*lines(rows), json.dumps(found["budgets"], indent=1), path, sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Bundles behind the same HTTP server, side by side: memory, imports, idle latency, requests a second. Needs `wrk`.
 
-    python benchmarks/serving.py demo/study/test/requests.jsonl original=demo/study/final/A chosen=demo/study/bundle
+    python -m benchmarks.serving demo/study/test/requests.jsonl original=demo/study/final/A chosen=demo/study/bundle
 
 Rounds alternate between the bundles. Client and server share the cores of this machine, loopback only.
 """
@@ -17,15 +17,12 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import psutil
+from benchmarks.record import save
 
-from recfit.measure.machine import machine
-
-RESULTS = Path(__file__).parent / "results"
 SCRIPT = """
 local bodies, at = {}, 0
 for line in io.lines("%s") do bodies[#bodies + 1] = line end
@@ -150,11 +147,8 @@ def report(found: dict[str, dict[str, Any]], options: argparse.Namespace) -> Non
             f"{row['busy']['rps']:9.0f} {row['busy']['p99_ms']:9.3f}   {gain:.1f}x the requests a second of the first"
         )
         print(f"{'':16} imports: {', '.join(row['imports'])}")
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"serving-{datetime.now(UTC):%Y-%m-%d}.json"
     settings = {name: getattr(options, name) for name in ("rounds", "seconds", "clients", "threads")}
-    path.write_text(json.dumps({"machine": machine(), "settings": settings, "found": found}, indent=1))
-    print(path)
+    print(save("serving", "", {"settings": settings, "found": found}))
 
 
 if __name__ == "__main__":

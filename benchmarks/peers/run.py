@@ -13,24 +13,22 @@ import argparse
 import importlib
 import importlib.metadata
 import importlib.util
-import json
 import os
 import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from benchmarks import recipes
 from benchmarks.peers.given import into_bundle, made_by
+from benchmarks.record import save
 
 from recfit import config
 from recfit import pipeline as pipelines
 from recfit.measure import Measurement, quality
-from recfit.measure.machine import machine
 from recfit.measure.process import Worker
 from recfit.measure.statistics import paired
 from recfit.search.bench import Bench, prepare
@@ -207,22 +205,16 @@ def main() -> None:
         measured = recipes.measured(bench, [row.bundle for row in served if row.bundle], list(quality.METRICS))
     found = dict(zip((row.name for row in served), measured, strict=True))
     listed = [described(row, found.get(row.name), measured[0]) for row in rows]
-    now = datetime.now(UTC)
     record = {
-        "benchmark": "peers",
-        "at": now.isoformat(timespec="seconds"),
-        "command": f"python -m benchmarks.peers.run {given.settings}",
         "data": bench.split.train.name,
         "split": f"{bench.split.protocol}, test requests",
         "targets": bench.split.target_hash,
         "protocol": dict(measured[0].protocol),
-        "machine": machine(),
         "versions": versions(),
         "frontier": [*frontier(list(zip(served, measured, strict=True)))],
         "rows": listed,
     }
-    path = recipes.RESULTS / f"{now:%Y-%m-%d}-peers-{bench.split.train.name}.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    path = save("peers", bench.split.train.name, record)
     cannot = [f"- {row.name} cannot: {row.cannot}" for row in rows if row.cannot]
     print(*table(listed), "", *cannot, "", *record["frontier"], "", path, sep="\n")
 

@@ -1,0 +1,36 @@
+"""What a benchmark found, as a dated JSON file in `results/` that says when, where and by which command."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from recfit.measure.machine import machine
+
+FOLDER = Path(__file__).parent / "results"
+
+
+def save(benchmark: str, label: str, found: Mapping[str, Any]) -> Path:
+    """Write `found` to `results/DATE-benchmark-label.json`, in the place of an earlier one of that day; returns the path."""
+    now = datetime.now(UTC)
+    about = {
+        "benchmark": benchmark,
+        "at": now.isoformat(timespec="seconds"),
+        "command": command(),
+        "machine": machine(),
+    }
+    FOLDER.mkdir(exist_ok=True)
+    path = FOLDER / f"{'-'.join(filter(None, (f'{now:%Y-%m-%d}', benchmark, label)))}.json"
+    path.write_text(json.dumps({**about, **found}, indent=1, default=str) + "\n", encoding="utf-8")
+    return path
+
+
+def command() -> str:
+    """How this run was started."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    program = f"-m {spec.name}" if spec else sys.argv[0]
+    return " ".join(("python", program, *sys.argv[1:]))
