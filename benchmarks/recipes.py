@@ -27,7 +27,7 @@ from recfit import bundle as bundles
 from recfit import config, measure
 from recfit import pipeline as pipelines
 from recfit.measure import Measurement
-from recfit.measure.statistics import paired
+from recfit.measure.statistics import Interval, paired
 from recfit.search.bench import Bench, prepare
 from recfit.search.build import Job, build
 from recfit.search.isolate import isolated
@@ -125,22 +125,21 @@ def table_kb(bundle: Path) -> float:
     return sum(part["bytes"] for name, part in files.items() if name.startswith("retrieve/table/")) / 1e3
 
 
-def row(made: Built, found: Measurement, base: Measurement, metric: str) -> dict[str, Any]:
-    """One row of the JSON."""
-    entry = made.entry
-    gap, old = paired(found.users[metric], base.users[metric]), base.metrics[metric]
+def row(
+    made: Built, found: Mapping[str, float], base: Mapping[str, float], metric: str, gap: Interval
+) -> dict[str, Any]:
+    """One row of the JSON. `gap` is by how much the quality differs from that of `base`."""
+    entry, old = made.entry, base[metric]
     return {
         "recipe": entry.label,
         "steps": entry.recipe.to_json(),
         "claim": entry.claim,
         "seconds": round(made.seconds, 1),
-        "kept": found.metrics[metric] / old,
+        "kept": found[metric] / old,
         "kept_interval": [1 + gap.low / old, 1 + gap.high / old],
-        "times_less": {
-            cost: base.metrics[cost] / found.metrics[cost] if found.metrics[cost] else None for cost in COSTS
-        },
-        "times_more": {"qps": found.metrics["qps"] / base.metrics["qps"]},
-        "metrics": dict(found.metrics),
+        "times_less": {cost: base[cost] / found[cost] if found[cost] else None for cost in COSTS},
+        "times_more": {"qps": found["qps"] / base["qps"]},
+        "metrics": dict(found),
     }
 
 
@@ -186,18 +185,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         made = built(bench, entries(given.recipes), Path(folder))
         found = measured(bench, [part.path for part in made], list(metrics))
-    rows = [row(*pair, found[0], given.metric) for pair in zip(made, found, strict=True)]
+    base, metric = found[0], given.metric
+    rows = [
+        row(one, part.metrics, base.metrics, metric, paired(part.users[metric], base.users[metric]))
+        for one, part in zip(made, found, strict=True)
+    ]
     record = {
         "data": bench.split.train.name,
         "split": f"{bench.split.protocol}, test requests",
         "targets": bench.split.target_hash,
-        "metric": given.metric,
+        "metric": metric,
         "protocol": dict(found[0].protocol),
         "rows": rows,
     }
     path = save("recipes", _label(given.recipes), record)
-    picture = tradeoff(rows, given.metric, path.with_suffix(".svg"))
-    print(*table(rows, given.metric), path, picture, sep="\n")
+    picture = tradeoff(rows, metric, path.with_suffix(".svg"))
+    print(*table(rows, metric), path, picture, sep="\n")
 
 
 if __name__ == "__main__":

@@ -68,6 +68,16 @@ def test_a_causal_teacher_reads_half_of_its_window_at_least() -> None:
         assert min(gaps) < 1e-3
 
 
+@pytest.mark.parametrize("kind", ["sasrec", "mlp"])
+def test_brief_answers_are_others_and_nearly_the_same(kind: str, tmp_path: Path) -> None:
+    teacher = toys.trained(kind, toys.SHAPES[kind][0])
+    places = torch.arange(9)
+    whole, brief = (dense(asked(teacher, replace(EVERYTHING, brief=on), tmp_path).best(places)) for on in (False, True))
+    assert not torch.equal(whole, brief)
+    torch.testing.assert_close(brief, whole, rtol=0.1, atol=5e-3)
+    assert len([*tmp_path.iterdir()]) == 2
+
+
 def test_only_the_best_items_are_kept_in_order() -> None:
     teacher = toys.trained("sasrec", toys.SHAPES["sasrec"][0])
     (items, logs), (every, _) = (asked(teacher, Wanted(n, 2.0)).best(torch.arange(9)) for n in (5, toys.N_ITEMS))

@@ -17,7 +17,7 @@ import toys
 from recfit.engine import Engine, open_bundle
 from recfit.export import Surroundings, export
 from recfit.models import Catalogue, popularity
-from recfit.pipeline import Pipeline, Stage
+from recfit.pipeline import Pipeline, RuntimePlan, Stage
 from recfit.types import ConfigError, Ragged, Request
 
 Exported = Callable[[Pipeline], Path]
@@ -253,3 +253,22 @@ def test_one_exact_stage_hands_on_its_list(engine: Engine) -> None:
     request = Request(USERS[3])
     assert items(engine.candidates(request, 5).tolist()) == engine.recommend([request], 5)[0].items
     assert engine.exhaustive(request, 5).tolist() == engine.candidates(request, 5).tolist()
+
+
+@pytest.mark.parametrize("kind", ["sasrec", "neumf"])
+def test_single_items_are_scored_seen_or_not(exported: Exported, kind: str) -> None:
+    asked, engine = Request(USERS[5]), open_bundle(exported(toys.original(kind)))
+    best = engine.recommend([asked])[0]
+    seen = ITEMS[HISTORIES[5][0]]
+    found = engine.score(asked, (*best.items[::-1], seen, "no such item"))
+    np.testing.assert_allclose(found[:-2], best.scores[::-1], rtol=1e-4, atol=1e-5)
+    assert np.isfinite(found[-2])
+    assert np.isnan(found[-1])
+    assert engine.score(asked, ()).shape == (0,)
+
+
+def test_nobody_has_no_scores(engine: Engine, exported: Exported) -> None:
+    assert np.isnan(engine.score(Request("nobody"), ITEMS[:3])).all()
+    fused = replace(toys.original("sasrec"), runtime=RuntimePlan("fused"))
+    with pytest.raises(ConfigError, match="runtime 'fused' finds the best items and scores no single ones"):
+        open_bundle(exported(fused)).score(Request(USERS[5]), ITEMS[:3])

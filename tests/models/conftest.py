@@ -59,6 +59,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "mlp",
         {"embedding_dim": 8, "hidden": 10, "max_history": 9, "table_dim": 5, "ranks": {"first": 4, "second": 3}},
     ),
+    "neumf-no-users": ("neumf", {"embedding_dim": 4, "hidden": 6, "top": 4, "users": False, "max_history": 9}),
+    "neumf-described": ("neumf", {"embedding_dim": 4, "hidden": 6, "top": 4, "users": False, "features": True}),
     "neumf-low-rank": ("neumf", {"embedding_dim": 4, "hidden": 6, "top": 4, "ranks": {"from_user": 2, "top": 2}}),
     "mlp": ("mlp", {"embedding_dim": 8, "hidden": 10, "max_history": 9}),
     "two_tower": ("two_tower", {"embedding_dim": 8, "hidden": 10, "max_history": 9}),

@@ -135,6 +135,8 @@ def test_chunked_ranker_scores_equal_one_call(make: Make, monkeypatch: pytest.Mo
     whole = models.scores(model, {"user": users})
     monkeypatch.setattr(models, "PAIRS_AT_ONCE", 7 * len(users))
     torch.testing.assert_close(models.scores(model, {"user": users}), whole)
+    each = torch.arange(1, N_ITEMS + 1).repeat(N_USERS, 1)  # the same items, as if they were different ones
+    torch.testing.assert_close(model.score(each, user=users), whole)  # type: ignore[attr-defined]
 
 
 def test_item_features_reach_the_table(make: Make) -> None:
@@ -207,3 +209,9 @@ def test_features_without_data_are_refused(catalogue: Catalogue) -> None:
     for kind in ("neumf", "mlp", "sasrec"):
         with pytest.raises(ConfigError, match=f"model.{kind}.features = true, but the data has none"):
             models.build(kind, {"features": True}, bare)
+
+
+@pytest.mark.parametrize("kind", ["neumf", "two_tower"])
+def test_a_user_must_be_something(catalogue: Catalogue, kind: str) -> None:
+    with pytest.raises(ConfigError, match=f"model.{kind} has users = false, max_history = 0 and no user features"):
+        models.build(kind, {"users": False, "max_history": 0}, catalogue)

@@ -121,6 +121,21 @@ class Engine:
         """How many items the first stage finds for a list of `k`."""
         return k if self._rank is None else min(max(self.bundle.candidates, k), self.bundle.n_items)
 
+    def score(self, request: Request, items: Sequence[str]) -> FloatArray:
+        """What the deciding stage gives each of `items`, seen or not, float32 [len(items)]; NaN for an item that is not
+        known, and for all where the request tells the model nothing. Raises `ConfigError` where the runtime gives whole
+        lists only."""
+        asked = self._asked(request)
+        rows = np.array([[self._item_rows.get(item, -1) for item in items]], np.int64)
+        if not items or self._fallback(asked, 1):
+            return np.full(len(items), np.nan, np.float32)
+        decides: Any = self._rank or self._retrieve
+        if not hasattr(decides, "rescore"):
+            name = self.bundle.stages["retrieve"].runtime
+            raise ConfigError(f"runtime {name!r} finds the best items and scores no single ones; export it for 'ort'")
+        found: FloatArray = decides.rescore(self._batch([asked]), np.maximum(rows, 0))[0]
+        return np.where(rows[0] >= 0, found, np.float32(np.nan))
+
     def candidates(self, request: Request, k: int = 10) -> IntArray:
         """The item rows that reach the deciding stage for a list of `k`; none where no model answers."""
         asked = self._asked(request)

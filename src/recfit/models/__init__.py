@@ -28,7 +28,7 @@ from recfit.registry import find
 from recfit.types import ConfigError, Features, Rows, Split
 
 FORMAT = 1
-PAIRS_AT_ONCE = 1 << 15
+PAIRS_AT_ONCE = 1 << 13
 
 
 @dataclass(frozen=True)

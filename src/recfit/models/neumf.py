@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import ClassVar
 
 import torch
@@ -29,14 +30,15 @@ from recfit.models._layers import (
     selector,
 )
 from recfit.models._options import check_ranges
-from recfit.types import Features
+from recfit.types import ConfigError, Features
 
 
 @dataclass(frozen=True)
 class Config:
     """`embedding_dim` of the product and of the network each; the network's layers have `hidden`, then `top` units.
 
-    `features` adds those of users and items, less the columns in `without`. Training hides the user at rate `forget`.
+    `users`: one vector for each user, hidden from training at rate `forget`, so that unknown users have one too; without,
+    users are their features and histories. `features` adds those of users and items, less the columns in `without`.
     `max_history` events are read, 0 for the network of the paper; each counts by how far back it lies. `ranks` makes linear
     layers low-rank, by their paths.
     """
@@ -45,6 +47,7 @@ class Config:
     hidden: int = 64
     top: int = 32
     dropout: float = 0.1
+    users: bool = True
     forget: float = 0.02
     max_history: int = 0
     features: bool = False
@@ -65,13 +68,17 @@ class NeuMf(nn.Module):
         super().__init__()
         self.config, self.catalogue, self.max_history = config, catalogue, config.max_history
         d, width = config.embedding_dim, 2 * config.embedding_dim
-        self.users = nn.Parameter(torch.randn(catalogue.n_users + 1, width) * 0.05)
+        self.users = nn.Parameter(torch.randn(catalogue.n_users + 1, width) * 0.05) if config.users else None
         self.items = ItemTable(catalogue.n_items, width, 0.05, _used(config, catalogue.item_features), config.without)
         about = _used(config, catalogue.user_features)
         self.about = FeatureTable(about, config.without, width) if about else None
         self.past = Past(catalogue.n_items, width, config.max_history) if config.max_history else None
-        given = {"user": True, "history": self.past is not None, "user_features": self.about is not None}
-        self.inputs = tuple(name for name, wanted in given.items() if wanted)
+        parts = {"user": self.users, "history": self.past, "user_features": self.about}
+        self.inputs = tuple(name for name, part in parts.items() if part is not None)
+        if not self.inputs:
+            raise ConfigError(
+                "model.neumf has users = false, max_history = 0 and no user features; it needs one of them"
+            )
         self.from_user = nn.Linear(d, config.hidden)
         self.from_item = nn.Linear(d, config.hidden, bias=False)
         self.top = nn.Linear(config.hidden, config.top)
@@ -79,8 +86,14 @@ class NeuMf(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def score(
-        self, items: Tensor, user: Tensor, history: Tensor | None = None, user_features: Tensor | None = None
+        self,
+        items: Tensor,
+        user: Tensor | None = None,
+        history: Tensor | None = None,
+        user_features: Tensor | None = None,
     ) -> Tensor:
+        if not items.stride(0):  # the same items for all, as in a scan of the catalogue, are looked up once
+            items = items[:1]
         asking, offered = self._user(user, history, user_features), self.items.lookup(items)
         d = self.config.embedding_dim
         product = asking[:, None, :d] * offered[..., :d]
@@ -90,17 +103,16 @@ class NeuMf(nn.Module):
         answer: Tensor = self.output(torch.cat((self.dropout(product), top), dim=-1))
         return answer[..., 0]
 
-    def _user(self, user: Tensor, history: Tensor | None, user_features: Tensor | None) -> Tensor:
-        if self.training:
-            user = user * (torch.rand(user.shape) >= self.config.forget)
-        vectors = F.embedding(user, self.users)
-        if self.about is not None:
-            assert user_features is not None
-            vectors = vectors + self.about.sums(user_features)
-        if self.past is not None:
-            assert history is not None
-            vectors = vectors + self.past(history)
-        return vectors
+    def _user(self, user: Tensor | None, history: Tensor | None, user_features: Tensor | None) -> Tensor:
+        parts = []
+        if self.users is not None and user is not None:
+            known = user * (torch.rand(user.shape) >= self.config.forget) if self.training else user
+            parts.append(F.embedding(known, self.users))
+        if self.about is not None and user_features is not None:
+            parts.append(self.about.sums(user_features))
+        if self.past is not None and history is not None:
+            parts.append(self.past(history))
+        return reduce(torch.add, parts)
 
     def axes(self) -> Mapping[str, int]:
         c = self.config
@@ -111,6 +123,13 @@ class NeuMf(nn.Module):
     def _tables(self) -> list[FeatureTable]:
         return [table for table in (self.items.features, self.about) if table is not None]
 
+    def _user_tables(self) -> list[Tensor]:
+        return [
+            *([] if self.users is None else [self.users]),
+            *([] if self.past is None else [self.past.items.vectors()]),
+            *([] if self.about is None else [self.about.weight]),
+        ]
+
     def feature_names(self) -> list[str]:
         """The feature columns in use, the units of the axis `features`."""
         return sorted({name for table in self._tables() for name in table.groups})
@@ -119,8 +138,7 @@ class NeuMf(nn.Module):
     def importance(self, axis: str) -> Tensor:
         d = self.config.embedding_dim
         if axis == "embedding_dim":
-            rows = [self.users, self.items.vectors(), *([] if self.past is None else [self.past.items.vectors()])]
-            tables = torch.cat(rows).square().sum(0)
+            tables = torch.cat([self.items.vectors(), *self._user_tables()]).square().sum(0)
             layers = self.from_user.weight.square().sum(0) + self.from_item.weight.square().sum(0)
             return (tables[:d] + tables[d:] + layers + self.output.weight[0, :d].square()).sqrt()
         if axis == "hidden":
@@ -155,7 +173,8 @@ class NeuMf(nn.Module):
         assert isinstance(model, NeuMf)
         d = self.config.embedding_dim
         change = selector(torch.cat((dims, dims + d)), 2 * d)
-        model.users.copy_(self.users @ change)
+        if model.users is not None and self.users is not None:
+            model.users.copy_(self.users @ change)
         model.items.map_(self.items, change)
         if model.about is not None and self.about is not None:
             copy_features(self.about, model.about, change)

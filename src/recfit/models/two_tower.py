@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import ClassVar
 
 import torch
@@ -52,8 +53,6 @@ class Config:
     def __post_init__(self) -> None:
         check_ranges("model.two_tower", self, embedding_dim=(1, 8192), hidden=(0, 65536), max_history=(0, 1e5))
         check_ranges("model.two_tower", self, dropout=(0, 0.95), forget=(0, 1))
-        if not self.users and not self.max_history:
-            raise ConfigError("model.two_tower has users = false and max_history = 0; it needs one of the two")
 
 
 class TwoTower(nn.Module):
@@ -71,6 +70,10 @@ class TwoTower(nn.Module):
         self.about = FeatureTable(about, config.without, d) if about and feature_groups(about, config.without) else None
         parts = {"user": self.users, "history": self.past, "user_features": self.about}
         self.inputs = tuple(name for name, part in parts.items() if part is not None)
+        if not self.inputs:
+            raise ConfigError(
+                "model.two_tower has users = false, max_history = 0 and no user features; it needs one of them"
+            )
         self.enter = nn.Parameter(torch.tensor(float(d) ** 0.5))
         self.first = nn.Linear(d, config.hidden) if config.hidden else None
         self.second = nn.Linear(config.hidden, d) if config.hidden else None
@@ -87,7 +90,7 @@ class TwoTower(nn.Module):
             parts.append(self.past(history))
         if self.about is not None and user_features is not None:
             parts.append(self.about.sums(user_features))
-        joined: Tensor = self.dropout(torch.stack(parts).sum(0) * self.enter)
+        joined: Tensor = self.dropout(reduce(torch.add, parts) * self.enter)
         if self.first is None or self.second is None:
             return joined
         answer: Tensor = joined + self.second(self.dropout(F.gelu(self.first(joined))))

@@ -106,16 +106,17 @@ class _Loop:
         self.model, self.module, self.settings, self.checkpoint = model, as_module(model), settings, checkpoint
         self.hold = hold
         self.sequences = Sequences.of(split.train)
-        self.users = self.sequences.chosen(settings.data_fraction, settings.seed)
+        self.length = longest_window(model, teacher)
+        least = 2 if self.length else 1  # one to be told from, where histories are read, and one to tell
+        self.users = self.sequences.chosen(settings.data_fraction, settings.seed, least)
         if not len(self.users):
             raise DataError("no user has two events to learn from; give longer histories")
         self.validation = _validation(model, split)
         taught = None
         if teacher is not None:
             as_module(teacher.teacher).eval()
-            taught = teaching_of(teacher, self.sequences, self.users, turned=settings.reverse > 0, progress=progress)
+            taught = teaching_of(teacher, self.sequences, self.users, settings, progress=progress)
         self.step = Step(model, loss, settings.negatives, settings.dtype(), taught)
-        self.length = longest_window(model, teacher)
         self.optimizer = _optimizer(self.module, settings)
         self.plan = _plan(model, settings, teacher)
         self.bar = tqdm(disable=not progress, desc=model.kind, unit="batch", dynamic_ncols=True)

@@ -36,12 +36,14 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 @dataclass(frozen=True)
 class Wanted:
     """`count` best items of every answer, the logs of their probabilities at `temperature`, and the teacher's own
-    `vectors` if asked for; `turned` sequences too, where windows are turned around."""
+    `vectors` if asked for; `turned` sequences too, where windows are turned around. An encoder computes its vectors in
+    bf16 if `brief`; scores are float32."""
 
     count: int
     temperature: float
     turned: bool = False
     vectors: bool = False
+    brief: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ def _fill(arrays: Arrays, teacher: Model, sequences: Sequences, users: Tensor, w
     turns = [sequences, sequences.turned()] if wanted.turned and "history" in teacher.inputs else [sequences]
     count = arrays["items"].shape[1]
     for turn, events in enumerate(turns):
-        for places, vectors, table in _asked(teacher, events, users):
+        for places, vectors, table in _asked(teacher, events, users, wanted.brief):
             lines = (places + turn * len(sequences.tokens)).numpy()
             scores = vectors if table is None else vectors @ table.T
             logs, items = (scores.float() / wanted.temperature).log_softmax(1).topk(count)
@@ -137,18 +139,27 @@ def _fill(arrays: Arrays, teacher: Model, sequences: Sequences, users: Tensor, w
             bar.update(len(lines))
 
 
-def _asked(teacher: Model, events: Sequences, users: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+def _asked(
+    teacher: Model, events: Sequences, users: Tensor, brief: bool
+) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
     """Places (user rows for a teacher without history), vectors and the table that scores them; no table: scores."""
     any_teacher: Any = teacher
+    bf16 = torch.autocast("cpu", dtype=torch.bfloat16, enabled=brief)
     table = any_teacher.item_vectors().float() if has_vectors(teacher) else None
     if isinstance(teacher, Causal):
         for tokens, places, fresh in _windows(events, users, teacher.max_history):
-            yield places[fresh], any_teacher.states(tokens)[fresh].float(), table
+            with bf16:
+                states = any_teacher.states(tokens)
+            yield places[fresh], states[fresh].float(), table
         return
     for owner, places in _events(events, users, by_user="history" not in teacher.inputs):
         history = events.windows(owner, places + 1, max(1, teacher.max_history))
         given = inputs_for(teacher, owner + 1, history)
-        answer = models.scores(teacher, given) if table is None else any_teacher.encode(**given)
+        if table is None:
+            answer = models.scores(teacher, given)
+        else:
+            with bf16:
+                answer = any_teacher.encode(**given)
         yield places if "history" in teacher.inputs else owner, answer.float(), table
 
 

@@ -66,9 +66,9 @@ class Sequences:
         places = ends[:, None] + torch.arange(-length, 0)
         return torch.where(places >= self.start[users][:, None], self.tokens[places.clamp(min=0)], 0)
 
-    def chosen(self, fraction: float, seed: int) -> Tensor:
-        """Users with at least two events, or a random `fraction` of them."""
-        users = torch.nonzero(self.stop - self.start >= 2)[:, 0]
+    def chosen(self, fraction: float, seed: int, least: int = 2) -> Tensor:
+        """Users with at least that many events, or a random `fraction` of them."""
+        users = torch.nonzero(self.stop - self.start >= least)[:, 0]
         if fraction == 1.0:
             return users
         order = torch.randperm(len(users), generator=torch.Generator().manual_seed(seed))

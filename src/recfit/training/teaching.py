@@ -13,7 +13,7 @@ from recfit.models import Causal, Encoder, Model, Ranker, is_identity, scores
 from recfit.training.answers import Answers, Wanted, answers
 from recfit.training.batches import Batch, Sequences, inputs_for
 from recfit.training.losses import Opinion, Soft, Top, divergence
-from recfit.training.settings import Distill, has_vectors
+from recfit.training.settings import Distill, Fit, has_vectors
 
 RANKS = 10.0  # places over which the weight of a ranked item falls to 1 / e
 
@@ -90,11 +90,12 @@ class Teaching:
         return Lesson(opinion, answers.vectors(lines) if distill.hint else None)
 
 
-def teaching_of(distill: Distill, sequences: Sequences, users: Tensor, *, turned: bool, progress: bool) -> Teaching:
+def teaching_of(distill: Distill, sequences: Sequences, users: Tensor, fit: Fit, *, progress: bool) -> Teaching:
     """The teaching of `users`; computes the teacher's answers where they are wanted and not known yet."""
     if not distill.cache:
         return Teaching(distill)
-    wanted = Wanted(distill.cache, distill.temperature, turned, distill.hint > 0)
+    brief = fit.dtype() == torch.bfloat16
+    wanted = Wanted(distill.cache, distill.temperature, fit.reverse > 0, distill.hint > 0, brief)
     return Teaching(distill, answers(distill.teacher, sequences, users, wanted, distill.folder, progress=progress))
 
 
