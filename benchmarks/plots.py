@@ -63,6 +63,7 @@ def tradeoff(rows: Sequence[Mapping[str, Any]], metric: str, path: Path) -> Path
             colour=BROWN if number == 0 else BLUE,
         )
         for number, row in enumerate(rows)
+        if row["kept_interval"]
     ]
     about = "area: bytes on disk; bars: paired 95 % interval; brown: the original in ONNX Runtime"
     return scatter(dots, path, x="p99 ms, one request at a time", y=f"{metric} kept, %", log=True, title=about)

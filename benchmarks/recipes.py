@@ -3,7 +3,8 @@
     python -m benchmarks.recipes examples/demo.toml benchmarks/recipes/prune.toml
 
 The TOML of the recipes lists `[[recipe]]` with `steps = [{technique = "prune", axis = "ffn", keep = 0.5}, ...]`, and where
-there is something to say a `name` and a published `claim`. The first row is the original in ONNX Runtime, which all others
+there is something to say a `name` and a published `claim`; `times_only` leaves out the quality of what answers as the
+original does, and takes long. The first row is the original in ONNX Runtime, which all others
 are held against: quality as the share that is kept with the paired 95 % interval of the difference; times, bytes and memory
 as how many times less. Latency blocks of all bundles are interleaved in one run. A picture of quality against p99 lies
 beside the JSON.
@@ -15,7 +16,7 @@ import argparse
 import tempfile
 import time
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -60,11 +61,12 @@ HEADS = (
 
 @dataclass(frozen=True)
 class Entry:
-    """A recipe under the name it is shown by, and what somebody published about it."""
+    """A recipe under the name it is shown by, and what somebody published about it. `times_only`: its quality is known."""
 
     recipe: Recipe
     name: str = ""
     claim: str = ""
+    times_only: bool = False
 
     @property
     def label(self) -> str:
@@ -77,9 +79,9 @@ def entries(path: Path) -> list[Entry]:
     return [Entry(Recipe(), "original"), *(_entry(**described) for described in listed)]
 
 
-def _entry(steps: Sequence[Mapping[str, Any]], name: str = "", claim: str = "") -> Entry:
+def _entry(steps: Sequence[Mapping[str, Any]], **about: Any) -> Entry:
     made = [make(step["technique"], {key: step[key] for key in step if key != "technique"}) for step in steps]
-    return Entry(Recipe(tuple(made)), name, claim)
+    return Entry(Recipe(tuple(made)), **about)
 
 
 @dataclass(frozen=True)
@@ -109,12 +111,16 @@ def built(bench: Bench, wanted: Sequence[Entry], folder: Path) -> list[Built]:
     return found
 
 
-def measured(bench: Bench, paths: Sequence[Path], metrics: Sequence[str]) -> list[Measurement]:
-    """Everything about the bundles, on the test requests."""
+def measured(
+    bench: Bench, paths: Sequence[Path], metrics: Sequence[str], times_only: Collection[Path] = ()
+) -> list[Measurement]:
+    """Everything about the bundles, on the test requests; no quality of those in `times_only`."""
     queries, found = bench.split.test, []
     for path, cost in zip(paths, measure.latency(paths, queries, bench.plan), strict=True):
         cost["metrics"]["table_kb"] = table_kb(path)
-        users, extra = measure.users_quality(path, queries, bench.popularity, metrics)
+        users, extra = (
+            ({}, {}) if path in times_only else measure.users_quality(path, queries, bench.popularity, metrics)
+        )
         found.append(measure.combine(path, cost, users, extra, queries, bench.plan))
     return found
 
@@ -126,17 +132,17 @@ def table_kb(bundle: Path) -> float:
 
 
 def row(
-    made: Built, found: Mapping[str, float], base: Mapping[str, float], metric: str, gap: Interval
+    made: Built, found: Mapping[str, float], base: Mapping[str, float], metric: str, gap: Interval | None
 ) -> dict[str, Any]:
-    """One row of the JSON. `gap` is by how much the quality differs from that of `base`."""
+    """One row of the JSON. `gap` is by how much the quality differs from that of `base`, where it was measured."""
     entry, old = made.entry, base[metric]
     return {
         "recipe": entry.label,
         "steps": entry.recipe.to_json(),
         "claim": entry.claim,
         "seconds": round(made.seconds, 1),
-        "kept": found[metric] / old,
-        "kept_interval": [1 + gap.low / old, 1 + gap.high / old],
+        "kept": gap and found[metric] / old,
+        "kept_interval": gap and [1 + gap.low / old, 1 + gap.high / old],
         "times_less": {cost: base[cost] / found[cost] if found[cost] else None for cost in COSTS},
         "times_more": {"qps": found["qps"] / base["qps"]},
         "metrics": dict(found),
@@ -148,13 +154,10 @@ def table(rows: Sequence[Mapping[str, Any]], metric: str) -> Iterator[str]:
     yield " | ".join(("", *HEADS, "")).strip()
     yield "|".join(("", *[" --- "] * len(HEADS), ""))
     for line in rows:
-        low, high = line["kept_interval"]
-        quality = [
-            line["recipe"],
-            f"{line['metrics'][metric]:.4f}",
-            f"{100 * line['kept']:.1f}",
-            f"{50 * (high - low):.1f}",
-        ]
+        quality = [line["recipe"], "", "", ""]
+        if line["kept_interval"]:
+            low, high = line["kept_interval"]
+            quality[1:] = f"{line['metrics'][metric]:.4f}", f"{100 * line['kept']:.1f}", f"{50 * (high - low):.1f}"
         costs = [f"{line['metrics'][cost]:.3g} | {_times(line['times_less'][cost])}" for cost in COSTS]
         costs.append(f"{line['metrics']['qps']:,.0f} | {line['times_more']['qps']:.1f}")
         yield " | ".join(("", *quality, *costs, f"{line['seconds']:.0f}", line["claim"], "")).strip()
@@ -184,10 +187,17 @@ def main() -> None:
     metrics = dict.fromkeys((*measure.quality.METRICS, given.metric))
     with tempfile.TemporaryDirectory() as folder:
         made = built(bench, entries(given.recipes), Path(folder))
-        found = measured(bench, [part.path for part in made], list(metrics))
+        known = [part.path for part in made if part.entry.times_only]
+        found = measured(bench, [part.path for part in made], list(metrics), known)
     base, metric = found[0], given.metric
     rows = [
-        row(one, part.metrics, base.metrics, metric, paired(part.users[metric], base.users[metric]))
+        row(
+            one,
+            part.metrics,
+            base.metrics,
+            metric,
+            paired(part.users[metric], base.users[metric]) if part.users else None,
+        )
         for one, part in zip(made, found, strict=True)
     ]
     record = {

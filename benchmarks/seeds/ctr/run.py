@@ -38,8 +38,8 @@ from recfit.types import Features, FloatArray, IntArray, Interactions, Queries, 
 
 FIELDS = ("user", "item", "daytime", "weekday", "weekend", "homework", "cost", "weather", "country", "city")
 ITEM = FIELDS.index("item")
-OPTIONS = {"embedding_dim": 32, "hidden": 64, "top": 32, "dropout": 0.3, "users": False, "features": True}
-FIT = Fit(epochs=30, patience=4, batch_size=512, learning_rate=3e-3, weight_decay=0.1, negatives=2, threads=1)
+OPTIONS = {"embedding_dim": 16, "hidden": 64, "top": 32, "dropout": 0.3, "users": False, "features": True}
+FIT = Fit(epochs=80, patience=15, batch_size=512, learning_rate=3e-3, weight_decay=0.1, negatives=2, threads=1)
 LIMITS = {"memory_gb": 8.0, "seconds": 3600.0}
 HELD_OUT = 0.1  # of the clicks: they end trainings
 RESAMPLES = 400
