@@ -14,8 +14,8 @@ from recfit.tables import Searchable, Table
 from recfit.topk import Found, best
 from recfit.types import FloatArray, IntArray, Rows
 
-# Pairs a ranker scores in one run while it scans a catalogue: bounds the memory of its activations.
-SCAN_PAIRS = 65_536
+# Pairs a ranker scores in one run while it scans a catalogue: their activations stay in the cache.
+SCAN_PAIRS = 8192
 
 
 class Graph(Protocol):
