@@ -33,8 +33,8 @@ from recfit.measure.replay import Log, own_log, replay
 from recfit.measure.statistics import paired
 from recfit.pipeline import CachePlan, Pipeline
 from recfit.search.bench import Bench, prepare
-from recfit.search.isolate import isolated
-from recfit.search.original import TRAINING_SECONDS, make_original
+from recfit.search.isolate import PATIENCE, isolated
+from recfit.search.original import make_original
 from recfit.states import state_of
 from recfit.types import DataError, IntArray, Interactions, Queries, Ragged
 
@@ -248,7 +248,7 @@ def main() -> None:
     replayed = list(rates(known, given.log)) if given.log or has_times(known) else []
     print(*(lines(replayed) if replayed else ["no times: no replay"]), sep="\n", flush=True)
     if not pipelines.saved(bench.workshop.original):
-        limits = {"memory_gb": bench.settings.search.memory_gb, "seconds": TRAINING_SECONDS}
+        limits = {"memory_gb": bench.settings.search.memory_gb, "seconds": PATIENCE}
         isolated(make_original, bench.settings, bench.workshop, **limits)
     with tempfile.TemporaryDirectory() as folder:
         rows = measured(bench, Path(folder))

@@ -31,8 +31,8 @@ from recfit.measure import Measurement
 from recfit.measure.statistics import Interval, paired
 from recfit.search.bench import Bench, prepare
 from recfit.search.build import Job, build
-from recfit.search.isolate import isolated
-from recfit.search.original import TRAINING_SECONDS, make_original
+from recfit.search.isolate import PATIENCE, isolated
+from recfit.search.original import make_original
 from recfit.search.recipe import Recipe
 from recfit.techniques import make
 from recfit.types import RecfitError
@@ -78,7 +78,7 @@ class Built:
 def built(bench: Bench, wanted: Sequence[Entry], folder: Path) -> list[Built]:
     """The final bundles; one that is refused is said and left out."""
     found: list[Built] = []
-    limits = {"memory_gb": bench.settings.search.memory_gb, "seconds": TRAINING_SECONDS}
+    limits = {"memory_gb": bench.settings.search.memory_gb, "seconds": PATIENCE}
     if not pipelines.saved(bench.workshop.original):
         isolated(make_original, bench.settings, bench.workshop, **limits)
     for entry in wanted:

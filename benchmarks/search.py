@@ -35,8 +35,8 @@ from recfit.search.bench import Bench, prepare
 from recfit.search.budget import Budget
 from recfit.search.build import Job, build
 from recfit.search.evaluate import core_hours
-from recfit.search.isolate import isolated
-from recfit.search.original import TRAINING_SECONDS, identity, make_original
+from recfit.search.isolate import PATIENCE, isolated
+from recfit.search.original import identity, make_original
 from recfit.search.propose import applies, proposals
 from recfit.search.recipe import Recipe
 from recfit.search.select import choose, hypervolume
@@ -249,7 +249,7 @@ def main() -> None:
     given = parser.parse_args()
     bench = prepare(given.settings)
     if not pipelines.saved(bench.workshop.original):
-        limits = {"memory_gb": bench.settings.search.memory_gb, "seconds": TRAINING_SECONDS}
+        limits = {"memory_gb": bench.settings.search.memory_gb, "seconds": PATIENCE}
         isolated(make_original, bench.settings, bench.workshop, **limits)
     context = Context(bench.split, pipelines.load(bench.workshop.original), bench.workshop.fit)
     first = singles(given.space)

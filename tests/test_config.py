@@ -1,6 +1,7 @@
 """A recfit.toml is read as it is meant; a mistake is answered with its place, what is allowed and the nearest match."""
 
 import os
+import sys
 
 import pytest
 
@@ -173,3 +174,19 @@ def test_every_comment_of_what_init_writes_is_a_setting_too(load):
     assert found.data.columns == {"user_id": "customer"}
     assert set(found.search.techniques) == set(starter.names_on_disk("techniques"))
     assert found.budget.accept_undecided
+
+
+def test_a_factory_lies_beside_the_config(load, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.path", [*sys.path])
+    monkeypatch.setenv("PYTHONPATH", "elsewhere")
+    load('[data]\nsource = "events.csv"\n[model]\nfactory = "mine:build"')
+    assert sys.path[0] == str(tmp_path)
+    assert os.environ["PYTHONPATH"].split(os.pathsep) == [str(tmp_path), "elsewhere"]
+
+
+def test_a_config_that_is_not_utf8_is_a_sentence(tmp_path):
+    (tmp_path / "recfit.toml").write_bytes(b'[data]\nsource = "\xe9.csv"')
+    with pytest.raises(
+        ConfigError, match=r"recfit.toml is not UTF-8 \(invalid continuation byte at byte 17\); convert it"
+    ):
+        config.load(tmp_path / "recfit.toml")

@@ -151,6 +151,9 @@ def test_the_checkpoint_of_another_training_is_refused(split: Split, tmp_path: P
     quiet(new("mlp", split), split, replace(QUICK, epochs=1), checkpoint=path)
     with pytest.raises(ConfigError, match=r"training.safetensors is the checkpoint of another training; delete it"):
         quiet(new("mlp", split), split, replace(QUICK, epochs=2), checkpoint=path)
+    fewer = replace(split.train, user=split.train.user[:-1], item=split.train.item[:-1])
+    with pytest.raises(ConfigError, match="another training"):
+        quiet(new("mlp", split), replace(split, train=fewer), replace(QUICK, epochs=1), checkpoint=path)
 
 
 def test_the_best_epoch_wins_and_patience_ends(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,8 +33,8 @@ from recfit.measure.process import Worker
 from recfit.measure.statistics import paired
 from recfit.search.bench import Bench, prepare
 from recfit.search.build import Job, build
-from recfit.search.isolate import isolated
-from recfit.search.original import TRAINING_SECONDS, make_original
+from recfit.search.isolate import PATIENCE, isolated
+from recfit.search.original import make_original
 from recfit.search.recipe import Recipe
 from recfit.techniques import make
 from recfit.types import RecfitError
@@ -75,7 +75,7 @@ def user_lines(name: str) -> int:
 def originals(bench: Bench, folder: Path) -> list[Row]:
     """B, which all are held against, and A. The original is trained where the study has none."""
     if not pipelines.saved(bench.workshop.original):
-        limits = {"memory_gb": bench.settings.search.memory_gb, "seconds": TRAINING_SECONDS}
+        limits = {"memory_gb": bench.settings.search.memory_gb, "seconds": PATIENCE}
         isolated(make_original, bench.settings, bench.workshop, **limits)
     eager = Recipe((make("runtime", {"name": "torch"}),))
     named = {"original, ONNX Runtime (B)": Recipe(), "original, PyTorch eager (A)": eager}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import sys
 import tomllib
 import types
 import typing
@@ -126,12 +127,24 @@ def load(path: Path | str) -> Settings:
     """Read and check a recfit.toml. Paths in it are relative to its folder."""
     path = Path(path)
     try:
-        content = tomllib.loads(path.read_text())
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"there is no {path}; `recfit init` writes one") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); convert it") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
-    return anchored(parse(content), path.parent)
+    settings = anchored(parse(content), path.parent)
+    if settings.model.factory:
+        _importable(path.parent.resolve())
+    return settings
+
+
+def _importable(folder: Path) -> None:
+    """Let modules beside the config be imported, in processes that start from here too."""
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
 
 
 def parse(content: Mapping[str, Any]) -> Settings:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from recfit import config, report
-from recfit import pipeline as pipelines
 from recfit.report.assemble import assemble
 from recfit.search.bench import Bench, Say, prepare
 from recfit.search.confirm import confirmed
@@ -55,7 +54,7 @@ def optimize(settings: config.Settings | str | Path, say: Say = print) -> Outcom
 def explore(bench: Bench) -> None:
     """Propose, build and measure candidates until a limit of `[search]` is reached or nothing is left to try."""
     search, study = bench.settings.search, bench.study
-    context = Context(bench.split, pipelines.load(bench.workshop.original), bench.workshop.fit)
+    context = Context(bench.split, bench.workshop.served(), bench.workshop.fit)
 
     before = bench.minutes_of(yardsticks(bench))
     minutes = max(search.max_minutes - before, 1e-9)
@@ -65,5 +64,8 @@ def explore(bench: Bench) -> None:
 
     for proposal in proposals(study, bench.budget, context, singles(context, search.techniques), spent):
         if spent() >= 1:
+            full = len(study.candidates) >= search.max_candidates
+            ended = f"max_candidates = {search.max_candidates}" if full else f"max_minutes = {search.max_minutes:g}"
+            bench.say(f"search: ended by [search] {ended}")
             break
         known_or_run(bench, proposal.recipe, gated=proposal.gated)

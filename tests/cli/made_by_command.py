@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 USERS, ITEMS, EVENTS = 200, 120, 14
-CANDIDATES = 8
+CANDIDATES = 10
 CONFIG = f"""
 [data]
 source = "events.csv"

@@ -103,6 +103,13 @@ def test_an_impossible_budget_exits_with_3_and_names_what_binds(own):
     assert rows(own.ledger)[-1]["budget"]["limits"] == {"memory_mb": 1}
 
 
+def test_the_final_text_is_that_of_the_budget(own):
+    own.config.write_text(CONFIG.replace('"ndcg@10" = "50%"', '"ndcg@10" = "51%"'))
+    found = run("optimize", own.config, "--json")
+    assert found.returncode == 0, found.stderr
+    assert json.loads(found.stdout)["final"]["budget"]["limits"] == {"ndcg@10": "51%"}
+
+
 def test_another_original_is_refused_rather_than_mixed(own, recfit):
     own.config.write_text(CONFIG.replace("layers = 1", "layers = 2"))
     before = own.ledger

@@ -177,7 +177,7 @@ def test_an_unknown_layer_is_answered_with_those_there_are(name: str, tmp_path: 
         ("int8", {"per": "row"}, r"graph\.int8\.per = 'row'; allowed: channel, tensor"),
         ("int8_static", {"calibration": "max"}, "allowed: minmax, percentile, entropy"),
         ("int8_static", {"activations": "signed"}, "allowed: asymmetric, symmetric"),
-        ("int4", {"block": 20}, r"graph\.int4\.block = 20; allowed: 16, 32, 64, 128, 256"),
+        ("int4", {"block": 20}, r"int4\.block = 20; allowed: 16, 32, 64, 128, 256"),
         ("codebook", {"bits": 3}, r"graph\.codebook\.bits = 3; allowed: 2, 4, 8"),
         ("codebook", {"groups": 0}, r"graph\.codebook\.groups = 0 is outside 1 to"),
         ("power_of_two", {"bits": 8}, r"graph\.power_of_two\.bits = 8; allowed: 2, 4"),

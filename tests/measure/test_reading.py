@@ -16,7 +16,7 @@ def files(tmp_path):
 
 def written(files, requests, targets):
     files[0].write_text("\n".join(requests))
-    files[1].write_text("query,user_id,item_id\n" + "\n".join(targets))
+    files[1].write_text("query,user_id,item_id\n" + "\n".join(targets), encoding="utf-8-sig")  # as spreadsheets do
     return files
 
 

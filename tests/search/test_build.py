@@ -16,7 +16,7 @@ from recfit.search.build import Job, Workshop, build, snapshot
 from recfit.search.recipe import Recipe
 from recfit.techniques import make
 from recfit.training import Fit
-from recfit.types import Interactions, Unsupported
+from recfit.types import ConfigError, Interactions, Unsupported
 
 MLP = make("simplify", {"kind": "mlp", "options": {"embedding_dim": 4, "hidden": 4, "max_history": 5}})
 TWO = make("two_stage", {"retriever": "mlp", "options": {"embedding_dim": 2, "hidden": 2}, "candidates": 5})
@@ -50,6 +50,14 @@ def test_the_bundle_carries_its_recipe(workshop, tmp_path):
     assert manifest["recipe"]["id"] == Recipe((MLP,)).id
     assert Recipe.from_json(manifest["recipe"]["steps"]).id == Recipe((MLP,)).id
     assert manifest["name"] == Recipe((MLP,)).name
+
+
+def test_candidates_answer_on_the_threads_of_the_study_unless_they_have_their_own(workshop, tmp_path):
+    workshop = replace(workshop, serve_threads=3)
+    own = make("runtime", {"threads": 2})
+    for steps, threads in (((), 3), ((MLP, make("runtime", {"graph": "extended"})), 3), ((MLP, own), 2)):
+        build(workshop, job(tmp_path / "bundle", *steps))
+        assert read_manifest(tmp_path / "bundle")["pipeline"]["threads"] == threads
 
 
 def test_prefixes_are_trained_once_and_give_the_same_weights_trained_or_loaded(workshop, tmp_path):
@@ -97,6 +105,23 @@ def test_a_study_says_whether_bundles_store_histories(tmp_path, histories, kept)
         serve=config.Serve(histories=histories),
     )
     assert prepare(settings, say=lambda _: None).workshop.keep_histories is kept
+
+
+@pytest.mark.parametrize(
+    ("model", "search", "message"),
+    [
+        ({"learning_rate": "1e-3"}, {}, "model.fit.learning_rate = '1e-3'"),
+        ({}, {"epoch": 3}, "search.fit has no setting 'epoch'"),
+        ({}, "quantise", "no technique named 'quantise'; did you mean 'quantize'"),
+    ],
+)
+def test_a_wrong_setting_is_named_before_anything_is_read(tmp_path, model, search, message):
+    named = {"techniques": (search,)} if isinstance(search, str) else {"fit": search}
+    settings = config.Settings(
+        config.Data("nowhere.csv"), config.Model(fit=model), search=config.Search(str(tmp_path / "study"), **named)
+    )
+    with pytest.raises(ConfigError, match=message):
+        prepare(settings, say=lambda _: None)
 
 
 def test_equal_steps_make_equal_recipes():

@@ -132,7 +132,7 @@ WRONG = [
         {"retriever": "als", "table": "ivf", "table_options": {"nprobe": 0}},
         "ivf.nprobe = 0 is outside 1 to",
     ),
-    ("runtime", {"threads": 0}, "threads = 0 is outside 1 to"),
+    ("runtime", {"threads": -1}, "threads = -1 is outside 0 to"),
     ("runtime", {"name": "openvno"}, "technique.runtime.name = 'openvno'.*; allowed: .*numpy, .*ort"),
     ("runtime", {"graph": "most"}, "allowed: none, basic, extended, all"),
     ("quantize", {"graph": True}, "technique.quantize.graph = True is a bool; it must be a str"),

@@ -31,6 +31,8 @@ def read_requests(path: Path) -> list[Request]:
         requests = [_request(f"{path}, line {line}", fields) for line, fields in READERS[path.suffix](path)]
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); convert it") from error
+    except csv.Error as error:
+        raise DataError(f"{path} is no CSV ({error}); long histories fit into JSON lines") from error
     if not requests:
         raise DataError(f"{path} holds no request; it needs one a line")
     return requests

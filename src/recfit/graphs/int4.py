@@ -15,9 +15,7 @@ import numpy as np
 from recfit.graphs._feed import Feed
 from recfit.graphs._layers import Layer, add_constant, chosen, initializer, matrix, rewire
 from recfit.tables import int4
-from recfit.types import ConfigError, FloatArray
-
-BLOCKS = (16, 32, 64, 128, 256)
+from recfit.types import FloatArray
 
 
 @dataclass(frozen=True)
@@ -28,8 +26,7 @@ class Config:
     skip: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.block not in BLOCKS:
-            raise ConfigError(f"graph.int4.block = {self.block}; allowed: {', '.join(map(str, BLOCKS))}")
+        int4.Config(1, self.block)
 
 
 def convert(path: Path, config: Config, feed: Feed) -> None:

@@ -110,7 +110,7 @@ def _costs(worker: Worker, load_s: float, blocks: Sequence[Mapping[str, Any]], p
     size = sum(part["bytes"] for part in bundles.read_manifest(worker.bundle)["files"].values())
     tails = _percentiles(spans, "_ms")
     if plan.rate is not None:
-        loaded = worker.call("under_load", rate=plan.rate, count=plan.requests, seed=0)
+        loaded = worker.call("under_load", takes=plan.requests / plan.rate, rate=plan.rate, count=plan.requests, seed=0)
         tails |= _percentiles(np.array(loaded), "_loaded_ms")
     values = {
         "load_s": load_s,

@@ -53,17 +53,18 @@ class Worker:
         self.call("open", bundle=str(self.bundle))
         return time.monotonic() - self._started
 
-    def call(self, name: str, **arguments: Any) -> Any:
-        """The answer of the worker's command `name`. Raises `MeasurementError` where it fails, dies or hangs."""
+    def call(self, name: str, *, takes: float = 0.0, **arguments: Any) -> Any:
+        """The answer of the worker's command `name`, which by itself takes so many seconds. Raises `MeasurementError` where
+        it fails, dies or hangs."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps({"call": name, "with": arguments}) + "\n")
             self._process.stdin.flush()
-            reply = self._replies.get(timeout=self._timeout)
+            reply = self._replies.get(timeout=self._timeout + takes)
         except queue.Empty:
             self.stop()
             raise MeasurementError(
-                f"{name} on {self.bundle} took over {self._timeout:g} s; the process was stopped"
+                f"{name} on {self.bundle} took over {self._timeout + takes:g} s; the process was stopped"
             ) from None
         except (BrokenPipeError, ValueError):  # it is dead, or was stopped
             reply = ""

@@ -60,7 +60,7 @@ def _targets(path: Path, count: int, items: Mapping[str, int], unknown: int) -> 
     answers: list[list[int]] = [[] for _ in range(count)]
     if not path.is_file():
         raise DataError(f"there is no file {path}; check --targets")
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8-sig", newline="") as file:
         for number, row in enumerate(csv.DictReader(file), 2):
             query, item = row.get("query") or "", row.get("item_id")
             if not item or not query.isdecimal() or int(query) >= count:

@@ -54,7 +54,7 @@ class Als(nn.Module):
 
     def solve(self, split: Split) -> None:
         from implicit.als import AlternatingLeastSquares
-        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+        from threadpoolctl import threadpool_limits
 
         config = self.config
         with threadpool_limits(1, user_api="blas"):  # implicit parallelizes by itself and slows down under BLAS threads

@@ -1,7 +1,7 @@
 """NumPy alone, for small models: the process never loads ONNX Runtime, which is most of what it would hold.
 
 At export the graph, optimized by ONNX Runtime once, becomes a plan: a list of steps and their constants. Graphs with an
-operator that is not in `OPERATORS` are refused. BLAS has its own number of threads, set before the process starts.
+operator that is not in `OPERATORS` are refused. BLAS is told its number of threads, for the whole process.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import threadpool_limits
 
 from recfit.runtimes import Scorer, StageSpec
 from recfit.runtimes._operators import OPERATORS
@@ -69,6 +70,7 @@ def _step(node: Any) -> dict[str, Any]:
 
 
 def open_scorer(directory: Path, spec: StageSpec, threads: int) -> Scorer:
+    threadpool_limits(threads, user_api="blas")
     return scorer(Graph(directory), spec, directory, threads, _scan)
 
 

@@ -15,12 +15,14 @@ from recfit import config, data
 from recfit.data.splits import parted
 from recfit.data.splits import split as split_by
 from recfit.measure import Plan
+from recfit.models._options import from_options
 from recfit.search.budget import Budget
 from recfit.search.build import Workshop
 from recfit.search.evaluate import Gates, Limits
 from recfit.search.study import Study
+from recfit.techniques import available
 from recfit.training import VALIDATION_QUERIES, Fit
-from recfit.types import ConfigError, IntArray, Interactions, Split
+from recfit.types import IntArray, Interactions, Split
 
 Say = Callable[[str], None]
 # Share of the quality limit that a quarter of a training has to reach.
@@ -87,7 +89,8 @@ def prepare(settings: config.Settings | str | Path, say: Say = print) -> Bench:
         settings = config.load(settings)
     search = settings.search
     budget = budget_of(settings.budget)
-    fit = fit_settings({**settings.model.fit, **search.fit}, search.threads)
+    fit = fit_settings(search.threads, model=settings.model.fit, search=search.fit)
+    available(search.techniques)  # a name that is none is refused now
     interactions = data.from_config(settings.data)
     learning, choosing = views(split_by(interactions, settings.data.split))
     say(
@@ -97,8 +100,15 @@ def prepare(settings: config.Settings | str | Path, say: Say = print) -> Bench:
     )
     study = Study(Path(search.directory))
     folders = study.path("original"), study.path("models")
-    stored = settings.serve.histories == "bundle"
-    workshop = Workshop(learning, *folders, fit, search.threads, progress=True, keep_histories=stored)
+    workshop = Workshop(
+        learning,
+        *folders,
+        fit,
+        search.threads,
+        progress=True,
+        keep_histories=settings.serve.histories == "bundle",
+        serve_threads=search.serve_threads,
+    )
     plan = Plan(requests=search.requests, rate=search.rate)
     return Bench(settings, interactions, choosing, study, workshop, budget, plan, say)
 
@@ -115,10 +125,10 @@ def budget_of(settings: config.Budget) -> Budget:
     return Budget.of(values.pop("limits"), **values)
 
 
-def fit_settings(values: Mapping[str, Any], threads: int) -> Fit:
-    """Training settings; an unknown key names what is allowed."""
-    allowed = [item.name for item in dataclasses.fields(Fit)]
-    for key in values:
-        if key not in allowed:
-            raise ConfigError(f"[model.fit] has no setting {key!r}; allowed: {', '.join(allowed)}")
-    return Fit(**{"threads": threads, **values})
+def fit_settings(threads: int, **tables: Mapping[str, Any]) -> Fit:
+    """Training settings out of `model=[model.fit]`, `search=[search.fit]`, later ones first; a wrong one names its table and
+    what is allowed."""
+    for name, values in tables.items():
+        from_options(Fit, values, f"{name}.fit")
+    merged = {key: value for values in tables.values() for key, value in values.items()}
+    return from_options(Fit, {"threads": threads, **merged}, "fit")

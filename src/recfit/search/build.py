@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from recfit.types import Ragged, Split
 @dataclass(frozen=True)
 class Workshop:
     """What every build of a study shares. `original` and `models` are folders: the original, and trained prefixes.
-    `keep_histories`: whether bundles store what users did, or requests bring it."""
+    `keep_histories`: whether bundles store what users did, or requests bring it. Bundles answer on `serve_threads`,
+    unless a recipe has its own."""
 
     split: Split
     original: Path
@@ -29,12 +30,18 @@ class Workshop:
     threads: int
     progress: bool
     keep_histories: bool = True
+    serve_threads: int = 1
+
+    def served(self) -> Pipeline:
+        """The original as it is served."""
+        original = pipelines.load(self.original)
+        return replace(original, runtime=replace(original.runtime, threads=self.serve_threads))
 
 
 @dataclass(frozen=True)
 class Job:
-    """One bundle to make. `structure_only` skips training; `final` stores today's histories instead of older ones, and
-    what quantization did to each layer."""
+    """One bundle to make. `structure_only` skips training; `final` stores all that was learned from instead of older
+    histories, and what quantization did to each layer."""
 
     recipe: list[dict[str, Any]]
     output: Path
@@ -68,7 +75,7 @@ def snapshot(split: Split, *, final: bool) -> Ragged:
 
 def _applied(recipe: Recipe, workshop: Workshop, job: Job) -> Pipeline:
     """The original after every step; trained prefixes are kept, so that recipes that share them train once."""
-    original = pipelines.load(workshop.original)
+    original = workshop.served()
     context = Context(
         workshop.split,
         original,

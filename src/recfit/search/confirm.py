@@ -10,7 +10,7 @@ from pathlib import Path
 from recfit import measure
 from recfit.search.bench import Bench
 from recfit.search.build import Job, build
-from recfit.search.isolate import isolated
+from recfit.search.isolate import PATIENCE, isolated
 from recfit.search.select import Choice, choose
 from recfit.search.study import Candidate
 from recfit.selecting import line
@@ -53,9 +53,9 @@ def _measured(bench: Bench, found: Candidate) -> Candidate:
 
 
 def _bundle(bench: Bench, found: Candidate) -> Path:
-    """The candidate's bundle, built again where it was deleted."""
+    """The candidate's bundle, built again where it was deleted, or where it has lists, which may have expired."""
     path = bench.study.path("bundles", found.id)
-    if not path.exists():
+    if not path.exists() or any(step["technique"] == "cache" for step in found.recipe):
         job = Job(found.recipe, path)
-        isolated(build, bench.workshop, job, memory_gb=bench.settings.search.memory_gb, seconds=3600.0)
+        isolated(build, bench.workshop, job, memory_gb=bench.settings.search.memory_gb, seconds=PATIENCE)
     return path

@@ -16,7 +16,7 @@ from recfit.search.bench import Bench
 from recfit.search.budget import Budget, Measured
 from recfit.search.build import Job, build
 from recfit.search.evaluate import core_hours
-from recfit.search.isolate import isolated
+from recfit.search.isolate import PATIENCE, isolated
 from recfit.search.study import Candidate
 
 COSTS = ("p50_ms", "p95_ms", "p99_ms", "memory_mb", "bundle_mb", "load_s")
@@ -26,11 +26,13 @@ def deliver(bench: Bench, chosen: Candidate) -> None:
     """Measure on the test split, once; write the promise into the chosen bundle and put it at `bundle/` of the study."""
     study = bench.study
     ids = {"A": study.facts["eager"], "B": study.facts["original"], "chosen": chosen.id}
-    if study.facts.get("final", {}).get("ids") == ids and _delivered(bench) == chosen.id:
+    budget = asdict(bench.settings.budget)
+    before = study.facts.get("final", {})
+    if (before.get("ids"), before.get("budget")) == (ids, budget) and _delivered(bench) == chosen.id:
         return
     bench.say("final: measuring the choice and the original again, on the test requests")
     found = _measured(bench, ids)
-    final = summary(ids, found, bench.budget)
+    final = {**summary(ids, found, bench.budget), "budget": budget}
     winner = study.path("final", "chosen")
     bundles.promise(winner, {**final["rows"]["chosen"], "protocol": dict(found["chosen"].protocol)})
     shutil.rmtree(study.path("bundle"), ignore_errors=True)
@@ -49,7 +51,7 @@ def _measured(bench: Bench, ids: Mapping[str, str]) -> dict[str, Measurement]:
     study, split = bench.study, bench.split
     for label, id in ids.items():
         job = Job(study.candidates[id].recipe, study.path("final", label), final=True)
-        isolated(build, bench.workshop, job, memory_gb=bench.settings.search.memory_gb, seconds=3600.0)
+        isolated(build, bench.workshop, job, memory_gb=bench.settings.search.memory_gb, seconds=PATIENCE)
     paths = {label: study.path("final", label) for label in ids}
     costs = measure.latency(list(paths.values()), split.test, bench.plan)
     metrics, found = bench.gates().metrics, {}

@@ -21,6 +21,8 @@ from recfit.types import RecfitError
 PRELOAD = ["recfit.search.build"]
 # Seconds that a child has to end by itself after its answer.
 GOODBYE = 5.0
+# For what may take as long as it takes; this only ends what hangs.
+PATIENCE = 7 * 24 * 3600.0
 
 
 class Failed(RecfitError):

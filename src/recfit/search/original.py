@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from recfit.pipeline import Pipeline, Stage
 from recfit.search.bench import Bench, fit_settings, views
 from recfit.search.build import Workshop
 from recfit.search.evaluate import SCREEN_SLACK, STRUCTURAL
-from recfit.search.isolate import isolated
+from recfit.search.isolate import PATIENCE, isolated
 from recfit.search.recipe import Recipe
 from recfit.search.study import Candidate
 from recfit.selecting import line
@@ -29,9 +30,6 @@ from recfit.techniques import make
 from recfit.techniques.simplify import baselines
 from recfit.training import Fit, train
 from recfit.types import ConfigError, Split
-
-# The original may take as long as it takes; this only ends what hangs.
-TRAINING_SECONDS = 7 * 24 * 3600.0
 
 
 def measured_original(bench: Bench) -> None:
@@ -44,9 +42,9 @@ def measured_original(bench: Bench) -> None:
         chosen = settings.model
         bench.say(f"original: {chosen.path or chosen.factory or chosen.kind} {dict(chosen.options) or ''}")
         begin = time.monotonic()
-        isolated(make_original, settings, bench.workshop, memory_gb=settings.search.memory_gb, seconds=TRAINING_SECONDS)
+        isolated(make_original, settings, bench.workshop, memory_gb=settings.search.memory_gb, seconds=PATIENCE)
         study.note(original_seconds=round(time.monotonic() - begin, 1))
-    for key, recipe in originals(settings.search.serve_threads).items():
+    for key, recipe in originals().items():
         if recipe.id in study.candidates and study.candidates[recipe.id].status != "done":
             del study.candidates[recipe.id]  # nothing goes without it, so it is tried again
         found = known_or_run(bench, recipe, gated=False)
@@ -57,10 +55,9 @@ def measured_original(bench: Bench) -> None:
     bench.budget.verdicts(base, base)  # a metric that this study did not measure is refused now
 
 
-def originals(threads: int) -> dict[str, Recipe]:
+def originals() -> dict[str, Recipe]:
     """The original as a bundle (B) and as it is run today (A)."""
-    reference = Recipe(() if threads == 1 else (make("runtime", {"threads": threads}),))
-    return {"original": reference, "eager": Recipe((make("runtime", {"name": "torch", "threads": threads}),))}
+    return {"original": Recipe(), "eager": Recipe((make("runtime", {"name": "torch"}),))}
 
 
 def simple(n_items: int) -> list[Recipe]:
@@ -69,14 +66,18 @@ def simple(n_items: int) -> list[Recipe]:
 
 
 def floor() -> list[Recipe]:
-    """What the engine itself takes: popularity, and popularity from precomputed lists."""
-    popular = make("simplify", {"kind": "popularity"})
-    return [Recipe((popular,)), Recipe((popular, make("cache", {"share": 1.0})))]
+    """What the engine itself takes, on both runtimes: popularity, and popularity from precomputed lists."""
+    popular, lists, numpy = (
+        make("simplify", {"kind": "popularity"}),
+        make("cache", {"share": 1.0}),
+        make("runtime", {"name": "numpy"}),
+    )
+    return [Recipe((popular, *rest)) for rest in ((), (lists,), (numpy,), (lists, numpy))]
 
 
 def yardsticks(bench: Bench) -> list[str]:
     """The ids of what every study measures before it searches."""
-    recipes = [*originals(bench.settings.search.serve_threads).values(), *simple(bench.split.n_items), *floor()]
+    recipes = [*originals().values(), *simple(bench.split.n_items), *floor()]
     return list(dict.fromkeys(recipe.id for recipe in recipes))
 
 
@@ -127,11 +128,31 @@ def reachable(bench: Bench) -> bool:
 
 def identity(settings: config.Settings, split: Split) -> str:
     """A digest of what a study's numbers depend on: data, split, original, training, threads, processor."""
-    model, search, here = asdict(settings.model), settings.search, machine()
-    events = [split.target_hash, split.protocol, len(split.train), len(split.validation)]
+    search, here = settings.search, machine()
+    events = [split.target_hash, split.protocol, len(split.train), len(split.validation), _features(split)]
+    original = [asdict(settings.model), _content(settings.model)]
     how = [dict(search.fit), search.serve_threads, settings.serve.histories]
-    parts = [*events, model, *how, here["cpu"], here["cores"], here["isa"]]
+    parts = [*events, *original, *how, here["cpu"], here["cores"], here["isa"]]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _features(split: Split) -> str:
+    """A digest of what is known of users and items."""
+    digest = hashlib.sha256()
+    for side in (split.train.user_features, split.train.item_features):
+        digest.update(b"none" if side is None else json.dumps([side.names, side.codes.tolist()]).encode())
+    return digest.hexdigest()[:16]
+
+
+def _content(model: config.Model) -> str:
+    """What is behind `path` or `factory`: the model's fingerprint, the factory's source."""
+    if model.path:
+        return models.fingerprint(models.load(Path(model.path)))
+    if model.factory:
+        source = find_spec(model.factory.partition(":")[0])
+        if source is not None and source.origin is not None:
+            return hashlib.sha256(Path(source.origin).read_bytes()).hexdigest()[:16]
+    return ""
 
 
 def train_original(
@@ -143,17 +164,19 @@ def train_original(
     split, _ = views(split_by(data.from_config(settings.data), settings.data.split))
     model = settings.model
     say(f"training {model.factory or model.kind} {dict(model.options) or ''} on {len(split.train):,} events")
-    limits = {"memory_gb": settings.search.memory_gb, "seconds": TRAINING_SECONDS}
+    limits = {"memory_gb": settings.search.memory_gb, "seconds": PATIENCE}
     found: dict[str, float] = isolated(_train_alone, settings, split, output, **limits)
     return found
 
 
 def _train_alone(settings: config.Settings, split: Split, output: Path) -> dict[str, float]:
     """Runs in a child: train the original of `settings` and store it at `output`."""
-    fit = fit_settings(settings.model.fit, settings.search.threads)
+    fit = fit_settings(settings.search.threads, model=settings.model.fit)
     model = build_original(settings.model, split, fit)
-    trained = train(model, split, fit, checkpoint=output.with_suffix(".checkpoint"))
+    checkpoint = output.with_name(f"{output.name}.checkpoint")
+    trained = train(model, split, fit, checkpoint=checkpoint)
     models.save(model, output)
+    checkpoint.unlink(missing_ok=True)
     return {
         "ndcg@10": trained.ndcg,
         "seconds": trained.seconds,
@@ -182,7 +205,7 @@ def make_original(settings: config.Settings, workshop: Workshop) -> None:
     if chosen.path is not None:
         model = models.load(Path(chosen.path))
     else:
-        fit = fit_settings(chosen.fit, workshop.threads)
+        fit = fit_settings(workshop.threads, model=chosen.fit)
         model = build_original(chosen, workshop.split, fit)
         checkpoint = workshop.original.with_suffix(".checkpoint")
         train(model, workshop.split, fit, checkpoint=checkpoint, progress=workshop.progress)

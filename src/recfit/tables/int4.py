@@ -15,17 +15,22 @@ import numpy as np
 import numpy.typing as npt
 
 from recfit.tables import _scan
-from recfit.types import FloatArray, IntArray
+from recfit.types import ConfigError, FloatArray, IntArray
 
 MIDDLE = 8
+BLOCKS = (16, 32, 64, 128, 256)  # what MatMulNBits takes
 
 
 @dataclass(frozen=True)
 class Config:
-    """`block` numbers of a row share a scale: 16, 32, 64, ..."""
+    """`block` numbers of a row share a scale."""
 
     dim: int
     block: int = 32
+
+    def __post_init__(self) -> None:
+        if self.block not in BLOCKS:
+            raise ConfigError(f"int4.block = {self.block}; allowed: {', '.join(map(str, BLOCKS))}")
 
     @property
     def blocks(self) -> int:

@@ -21,20 +21,21 @@ from recfit.types import Unsupported
 
 @dataclass(frozen=True)
 class Technique:
-    """Run on `name` (a file of `runtimes/`) with `threads`; `graph` is ONNX Runtime's optimisation level."""
+    """Run on `name` (a file of `runtimes/`) with `threads`, 0 for as many as before; `graph` is ONNX Runtime's
+    optimisation level."""
 
     family: ClassVar[str] = "runtime"
     order: ClassVar[int] = 70
     trains: ClassVar[bool] = False
 
     name: str = "ort"
-    threads: int = 1
+    threads: int = 0
     graph: str = "all"
 
     def __post_init__(self) -> None:
         check_choice("technique.runtime.name", self.name, names("runtimes"))
         check_choice("technique.runtime.graph", self.graph, tuple(LEVELS))
-        check_ranges("technique.runtime", self, threads=(1, 1024))
+        check_ranges("technique.runtime", self, threads=(0, 1024))
 
     def apply(self, pipeline: Pipeline, context: Context) -> Pipeline:
         formats = {stage.graph for stage in pipeline.stages.values()}
@@ -47,12 +48,13 @@ class Technique:
         if self.name in ("torch", "numpy", "openvino") and self.graph != "all":
             raise Unsupported(f"{self.name} has one way to run a graph; leave out graph, or keep name='ort'")
         options = {} if self.graph == "all" else {"graph": self.graph}
-        return changed(pipeline, runtime=RuntimePlan(self.name, self.threads, options))
+        threads = self.threads or pipeline.runtime.threads
+        return changed(pipeline, runtime=RuntimePlan(self.name, threads, options))
 
     @classmethod
     def variants(cls, context: Context) -> Sequence[Technique]:
         cores = os.cpu_count() or 1
-        more = [cls(threads=cores)] if cores > 1 else []
+        more = [cls(threads=cores)] if cores > context.original.runtime.threads else []
         encoder = isinstance(context.original.retrieve.model, Encoder)
         whole = [cls(name) for name in ("fused", "openvino") if encoder and _installed(name)]
         return [*whole, *more, cls("numpy"), cls(graph="extended")]

@@ -118,7 +118,7 @@ class _Loop:
             taught = teaching_of(teacher, self.sequences, self.users, settings, progress=progress)
         self.step = Step(model, loss, settings.negatives, settings.dtype(), taught)
         self.optimizer = _optimizer(self.module, settings)
-        self.plan = _plan(model, settings, teacher)
+        self.plan = _plan(model, settings, teacher, self.sequences)
         self.bar = tqdm(disable=not progress, desc=model.kind, unit="batch", dynamic_ncols=True)
 
     def run(self) -> Progress:
@@ -235,10 +235,10 @@ def _sampled(queries: Queries, limit: int) -> Queries:
     return queries.take(rows)
 
 
-def _plan(model: Model, settings: Fit, teacher: Distill | None) -> str:
-    """What a checkpoint must agree with to be continued: all settings, and what the training starts from."""
+def _plan(model: Model, settings: Fit, teacher: Distill | None, sequences: Sequences) -> str:
+    """What a checkpoint must agree with to be continued: all settings, the events, and what the training starts from."""
     taught = None if teacher is None else [models.fingerprint(teacher.teacher), *teacher.lesson]
-    return json.dumps([models.fingerprint(model), asdict(settings), taught])
+    return json.dumps([models.fingerprint(model), asdict(settings), taught, sequences.digest])
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from recfit.models import Causal, Model, as_module
 from recfit.training.batches import Batch, Sequences, inputs_for
 from recfit.training.settings import has_vectors
 
-FORMAT = 1
+FORMAT = 2
 REQUESTS_AT_ONCE = 128
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -116,9 +116,9 @@ def _shapes(
 
 def _key(teacher: Model, sequences: Sequences, users: Tensor, wanted: Wanted) -> str:
     """A digest of everything that the answers depend on."""
-    digest = hashlib.sha256(json.dumps([FORMAT, models.fingerprint(teacher), asdict(wanted)]).encode())
-    for part in (sequences.tokens, sequences.start, sequences.stop, users):
-        digest.update(part.contiguous().numpy().tobytes())
+    plan = [FORMAT, models.fingerprint(teacher), asdict(wanted), sequences.digest]
+    digest = hashlib.sha256(json.dumps(plan).encode())
+    digest.update(users.contiguous().numpy().tobytes())
     for features in (teacher.catalogue.user_features, teacher.catalogue.item_features):
         digest.update(b"" if features is None else np.ascontiguousarray(features.codes).tobytes())
     return digest.hexdigest()[:16]

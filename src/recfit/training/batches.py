@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -55,6 +57,14 @@ class Sequences:
         histories = events.histories()
         bounds = torch.from_numpy(histories.indptr)
         return cls(torch.from_numpy(histories.values).long() + 1, bounds[:-1], bounds[1:])
+
+    @cached_property
+    def digest(self) -> str:
+        """Of what they hold."""
+        digest = hashlib.sha256()
+        for part in (self.tokens, self.start, self.stop):
+            digest.update(part.contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def turned(self) -> Sequences:
         """Every user's events in the opposite order, at the user's own places."""
