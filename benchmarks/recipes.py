@@ -13,10 +13,12 @@ beside the JSON.
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 import time
 import tomllib
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -97,12 +99,19 @@ def measured(
     bench: Bench, paths: Sequence[Path], metrics: Sequence[str], times_only: Collection[Path] = ()
 ) -> list[Measurement]:
     """Everything about the bundles, on the test requests; no quality of those in `times_only`."""
-    queries, found = bench.split.test, []
-    for path, cost in zip(paths, measure.latency(paths, queries, bench.plan), strict=True):
+    queries = bench.split.test
+
+    def quality(path: Path) -> tuple[Mapping[str, Any], Mapping[str, float]]:
+        if path in times_only:
+            return {}, {}
+        return measure.users_quality(path, queries, bench.popularity, metrics)
+
+    costs = measure.latency(paths, queries, bench.plan)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # quality has no clock: a bundle a core
+        qualities = list(pool.map(quality, paths))
+    found = []
+    for path, cost, (users, extra) in zip(paths, costs, qualities, strict=True):
         cost["metrics"]["table_kb"] = table_kb(path)
-        users, extra = (
-            ({}, {}) if path in times_only else measure.users_quality(path, queries, bench.popularity, metrics)
-        )
         found.append(measure.combine(path, cost, users, extra, queries, bench.plan))
     return found
 

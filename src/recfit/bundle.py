@@ -1,6 +1,6 @@
 """The bundle: a directory that can be served with no torch installed. `docs/bundle.md` specifies it.
 
-This file reads, verifies and seals bundles; `export.py` fills them, `engine` runs them.
+This file reads, verifies and seals bundles; `export` fills them, `engine` runs them.
 """
 
 from __future__ import annotations

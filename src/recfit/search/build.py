@@ -62,7 +62,7 @@ def build(workshop: Workshop, job: Job) -> str:
 
 
 def snapshot(split: Split, *, final: bool) -> Ragged:
-    """The histories a bundle stores: one event behind the requests it will be measured with.
+    """The histories a bundle stores: they end an event or more before the requests it will be measured with.
 
     Validation requests come right after the training events, so the search stores those without each user's last;
     test requests come later, so the final bundle stores all of them.

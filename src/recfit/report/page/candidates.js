@@ -171,7 +171,7 @@ function candidateRow(report, candidate, columns, actions) {
 }
 
 function cacheText(share) {
-  return `${formatPercent(share)} of the requests were answered from lists computed ahead. A user's list was one event behind the request; what that costs is part of the measured quality.`;
+  return `${formatPercent(share)} of the requests were answered from lists computed ahead. A user's list knows nothing of the last event or events before the request; what that costs is part of the measured quality.`;
 }
 
 function detailOf(report, candidate) {
