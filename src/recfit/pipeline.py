@@ -37,6 +37,11 @@ class Stage:
         """Whether the model's item table is made of trained codes, which are stored as they are whatever `table` says."""
         return models.item_codes(self.model) is not None
 
+    @property
+    def format(self) -> str:
+        """The format that an encoder's item table is stored in."""
+        return "identity" if self.identity else "pq" if self.coded else self.table
+
 
 @dataclass(frozen=True)
 class CachePlan:

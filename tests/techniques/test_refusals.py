@@ -235,3 +235,28 @@ def test_openvino_is_proposed_where_it_is_installed(installed: bool, monkeypatch
     [variants] = available(["runtime"])
     assert ("openvino" in [step.name for step in variants(context_of(SASREC))]) == installed
     assert "openvino" not in [step.name for step in variants(context_of(NEUMF))]
+
+
+@pytest.mark.parametrize(
+    ("kind", "steps", "sentence"),
+    [
+        (
+            "sasrec",
+            [("quantize", {"graph": "float32", "table": "int4"})],
+            "ONNX has no single rows of a table of format 'int4'",
+        ),
+        (
+            "sasrec",
+            [("two_stage", {"retriever": "itself", "table": "hnsw", "candidates": 20})],
+            "ONNX cannot search a table of format 'hnsw'",
+        ),
+        ("neumf", [], "a fused graph needs an encoder, this stage is a ranker"),
+    ],
+)
+def test_what_is_not_one_graph_is_refused_before_it_is_built(kind: str, steps: Any, sentence: str) -> None:
+    pipeline = toys.original(kind)
+    context = Context(toys.split(), pipeline, toys.FIT, structure_only=True)
+    for name, settings in steps:
+        pipeline = applied(make(name, settings), pipeline, context)
+    with pytest.raises(Unsupported, match=sentence):
+        applied(make("runtime", {"name": "fused"}), pipeline, context)

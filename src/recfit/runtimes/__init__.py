@@ -3,7 +3,8 @@
 A runtime's file offers `open_scorer(directory, stage, threads) -> Scorer`, and, where it does not read a stage as it is
 exported, `convert(directory, stage)`, which replaces the files there by what it reads. Where its scorers are no
 `Rescorer`, `RESCORER` names the runtime that re-scores in its place. Where it does not run every format of `graphs/`,
-`GRAPHS` names those that it runs.
+`GRAPHS` names those that it runs; where it does not run every stage, `check(kind, table, tied)` raises `Unsupported` for
+one that it does not, before anything is trained.
 """
 
 from __future__ import annotations

@@ -25,15 +25,24 @@ FUSED = "fused.onnx"
 RESCORER = "ort"  # a fused graph gives lists
 
 
+def check(kind: str, table: str, tied: bool) -> None:
+    """Raise `Unsupported` for a stage that does not fit into one graph: of `kind`, its items in the format `table`, read by
+    the encoder too if `tied`."""
+    if kind != "encoder":
+        raise Unsupported(f"a fused graph needs an encoder, this stage is a {kind}; keep runtime name='ort'")
+    module = find("tables", table)
+    if getattr(module, "APPROXIMATE", False):
+        raise Unsupported(f"ONNX cannot search a table of format {table!r}; keep runtime name='ort'")
+    if tied and not hasattr(module, "row_nodes"):
+        raise Unsupported(f"ONNX has no single rows of a table of format {table!r}; keep runtime name='ort'")
+
+
 def convert(directory: Path, spec: StageSpec) -> None:
     """Replace the graphs of encoder and item table in `directory` by one. Raises `Unsupported`. Needs `onnx`."""
     import onnx
     from onnx import TensorProto, compose, helper
 
-    if spec.kind != "encoder":
-        raise Unsupported(f"a fused graph needs an encoder, this stage is a {spec.kind}; keep runtime name='ort'")
-    if getattr(find("tables", spec.table["format"]), "APPROXIMATE", False):
-        raise Unsupported(f"ONNX cannot search a table of format {spec.table['format']!r}; keep runtime name='ort'")
+    check(spec.kind, spec.table.get("format", ""), spec.tied)
     encoder = compose.add_prefix(onnx.load(directory / GRAPH), "encode.", rename_inputs=False)
     inputs = [part for part in encoder.graph.input if part.name != "vectors"]
     nodes, constants = [*encoder.graph.node], [*encoder.graph.initializer]
@@ -73,10 +82,6 @@ def _lookup(spec: StageSpec) -> Sequence[Any]:
     from onnx import TensorProto, helper
 
     module = find("tables", spec.table["format"])
-    if not hasattr(module, "row_nodes"):
-        raise Unsupported(
-            f"ONNX has no single rows of a table of format {spec.table['format']!r}; keep runtime name='ort'"
-        )
     one = helper.make_tensor("", TensorProto.INT64, [], [1])
     zero = helper.make_tensor("", TensorProto.INT64, [], [0])
     axis = helper.make_tensor("", TensorProto.INT64, [1], [2])

@@ -10,10 +10,10 @@ from importlib.util import find_spec
 from typing import ClassVar
 
 from recfit.graphs import runnable
-from recfit.models import Encoder
+from recfit.models import Encoder, Tied
 from recfit.models._options import check_choice, check_ranges
 from recfit.pipeline import Pipeline, RuntimePlan
-from recfit.registry import names
+from recfit.registry import find, names
 from recfit.runtimes.ort import LEVELS
 from recfit.techniques import Context
 from recfit.types import Unsupported
@@ -47,6 +47,9 @@ class Technique:
             )
         if self.name in ("torch", "numpy", "openvino") and self.graph != "all":
             raise Unsupported(f"{self.name} has one way to run a graph; leave out graph, or keep name='ort'")
+        if check := getattr(find("runtimes", self.name), "check", None):
+            main = pipeline.retrieve
+            check(main.kind, main.format, isinstance(main.model, Tied))
         options = {} if self.graph == "all" else {"graph": self.graph}
         threads = self.threads or pipeline.runtime.threads
         return changed(pipeline, runtime=RuntimePlan(self.name, threads, options))
