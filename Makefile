@@ -17,17 +17,22 @@ test: $(VENV)/.dev
 	$(MAKE) --no-print-directory lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest
 
-# The scenarios that recfit started from. The movie original trains for hours; interrupt it, the same command goes on.
+# The scenarios that recfit started from. The movie original trains for an hour or more; interrupt it, the same command
+# goes on. FRAPPE names a folder with the two files that benchmarks/seeds/ctr/run.py reads; without one it is left out.
+RECIPES := $(BIN)/python -m benchmarks.recipes
+SEEDS := benchmarks/seeds
 bench-seeds: $(VENV)/.dev
-	$(BIN)/python benchmarks/seeds/movie/original.py $(DATA) runs/seeds/movie
-	for name in movie ncf distillation; do \
-	  $(BIN)/python -m benchmarks.recipes benchmarks/seeds/$$name/settings.toml benchmarks/seeds/$$name/recipes.toml --data $(DATA) || exit 1; \
-	done
+	$(BIN)/python $(SEEDS)/movie/original.py $(DATA) runs/seeds/movie
+	$(RECIPES) $(SEEDS)/movie/settings.toml $(SEEDS)/movie/recipes.toml --data $(DATA)
+	$(RECIPES) $(SEEDS)/ncf/settings.toml $(SEEDS)/ncf/recipes.toml --data $(DATA) --metric recall@10
+	$(RECIPES) $(SEEDS)/small/settings.toml $(SEEDS)/small/recipes.toml --data $(DATA)
+	$(RECIPES) $(SEEDS)/small/settings.toml $(SEEDS)/distillation/recipes.toml --data $(DATA)
+	$(if $(FRAPPE),$(BIN)/python -m benchmarks.seeds.ctr.run $(FRAPPE) runs/seeds/ctr)
 
 # The movie scenario on MovieLens-100K with a small deep original, in half an hour.
 bench-seeds-quick: $(VENV)/.dev
-	$(BIN)/python benchmarks/seeds/movie/original.py ml-100k runs/seeds/quick --quick
-	$(BIN)/python -m benchmarks.recipes benchmarks/seeds/movie/quick.toml benchmarks/seeds/movie/recipes.toml
+	$(BIN)/python $(SEEDS)/movie/original.py ml-100k runs/seeds/quick --quick
+	$(RECIPES) $(SEEDS)/movie/quick.toml $(SEEDS)/movie/recipes.toml
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -34,7 +34,7 @@ from recfit.measure.statistics import Interval, paired
 from recfit.search.bench import Bench, prepare
 from recfit.search.build import Job, build
 from recfit.search.isolate import PATIENCE, isolated
-from recfit.search.original import make_original
+from recfit.search.original import claim, make_original
 from recfit.search.recipe import Recipe
 from recfit.techniques import make
 from recfit.types import RecfitError
@@ -81,6 +81,7 @@ def built(bench: Bench, wanted: Sequence[Entry], folder: Path) -> list[Built]:
     """The final bundles; one that is refused is said and left out."""
     found: list[Built] = []
     limits = {"memory_gb": bench.settings.search.memory_gb, "seconds": PATIENCE}
+    claim(bench)
     if not pipelines.saved(bench.workshop.original):
         isolated(make_original, bench.settings, bench.workshop, **limits)
     for entry in wanted:

@@ -11,7 +11,6 @@ minutes, a finished stage is not repeated.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from recfit.data import load
 from recfit.data.splits import split
 from recfit.models import Model, as_module, catalogue_of
 from recfit.search.bench import views
-from recfit.training import Fit, Trained, evaluate, train
+from recfit.training import Fit, Trained, train
 from recfit.types import Queries, Split
 
 VALIDATION = 500  # requests that end a stage: a validation of all 6,040 takes as long as an epoch of training
@@ -146,9 +145,6 @@ def main() -> None:
     data = split(load(given.data), plan.split)
     model = original(data, plan, given.directory)
     models.save(model, given.directory / "model")
-    found = {**evaluate(model, data.test), "queries": len(data.test), "targets": data.target_hash}
-    (given.directory / "test.json").write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps(found))
 
 
 if __name__ == "__main__":

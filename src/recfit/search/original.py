@@ -35,7 +35,7 @@ from recfit.types import ConfigError, Split
 def measured_original(bench: Bench) -> None:
     """Train or load the original, check that the study is this original's, measure it as B (ONNX Runtime) and A (PyTorch)."""
     settings, study = bench.settings, bench.study
-    study.begin({"data": data_facts(bench)}, identity(settings, bench.split))
+    claim(bench)
     search = settings.search
     study.note(budget=asdict(settings.budget), max_minutes=search.max_minutes, memory_gb=search.memory_gb)
     if not pipelines.saved(bench.workshop.original):
@@ -53,6 +53,11 @@ def measured_original(bench: Bench) -> None:
         study.note(**{key: recipe.id})
     base = study.measured(study.candidates[study.facts["original"]])
     bench.budget.verdicts(base, base)  # a metric that this study did not measure is refused now
+
+
+def claim(bench: Bench) -> None:
+    """Open the study; `ConfigError` where it is that of another original, data set, split, training or processor."""
+    bench.study.begin({"data": data_facts(bench)}, identity(bench.settings, bench.split))
 
 
 def originals() -> dict[str, Recipe]:
