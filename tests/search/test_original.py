@@ -7,6 +7,7 @@ import pytest
 import toys
 from recfit import config, models
 from recfit.search.original import floor, identity
+from recfit.types import ConfigError
 
 SPLIT = toys.split()
 
@@ -45,3 +46,26 @@ def test_the_least_is_looked_for_on_both_runtimes():
         "simplify(popularity) -> runtime(name=numpy)",
         "simplify(popularity) -> cache(share=1.0) -> runtime(name=numpy)",
     }
+
+
+def test_a_model_of_other_items_is_refused():
+    model = toys.untrained("mlp", toys.SHAPES["mlp"][0])
+    models.check_ids(model, SPLIT, "model/")
+    items = SPLIT.train.item_ids
+    turned = replace(SPLIT, train=replace(SPLIT.train, item_ids=items[::-1]))
+    with pytest.raises(
+        ConfigError, match="the model at model/ was trained on other items than this data has, or on the"
+    ):
+        models.check_ids(model, turned, "model/")
+    others = replace(SPLIT, train=replace(SPLIT.train, user_ids=SPLIT.train.user_ids[::-1]))
+    models.check_ids(model, others, "model/")
+    with pytest.raises(ConfigError, match="other users"):
+        models.check_ids(toys.untrained("neumf", toys.SHAPES["neumf"][0]), others, "model/")
+
+
+def test_a_saved_model_knows_its_items(tmp_path):
+    model = toys.untrained("mlp", toys.SHAPES["mlp"][0])
+    models.save(model, tmp_path)
+    again = models.load(tmp_path)
+    assert again.catalogue.ids == model.catalogue.ids == models.catalogue_of(SPLIT).ids
+    assert models.fingerprint(again) == models.fingerprint(model)

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -35,7 +35,8 @@ PAIRS_AT_ONCE = 1 << 13
 class Catalogue:
     """What a model must know of the data to be built: sizes and features, no events.
 
-    `item_rows` int32 [n_items] tells, where some items have left, which rows of the data are here, ascending.
+    `item_rows` int32 [n_items] tells, where some items have left, which rows of the data are here, ascending. `ids` are
+    digests of the data's ids of `users` and `items`, in the order of their rows; empty where they are not known.
     """
 
     n_users: int
@@ -43,6 +44,7 @@ class Catalogue:
     user_features: Features | None = None
     item_features: Features | None = None
     item_rows: Rows | None = None
+    ids: Mapping[str, str] = field(default_factory=dict)
 
     def only(self, rows: Rows) -> Catalogue:
         """The catalogue of the items at `rows`, ascending."""
@@ -165,8 +167,25 @@ class Featured(Model, Protocol):
 
 
 def catalogue_of(split: Split) -> Catalogue:
-    """The sizes and features of `split`."""
-    return Catalogue(split.n_users, split.n_items, split.train.user_features, split.train.item_features)
+    """The sizes, features and ids of `split`."""
+    train = split.train
+    ids = {"users": _digest(train.user_ids), "items": _digest(train.item_ids)}
+    return Catalogue(split.n_users, split.n_items, train.user_features, train.item_features, ids=ids)
+
+
+def _digest(ids: Sequence[str]) -> str:
+    return hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16]
+
+
+def check_ids(model: Model, split: Split, where: str) -> None:
+    """Raise `ConfigError` for a model whose rows are other items than those of `split`, or other users if it reads them."""
+    here = catalogue_of(split).ids
+    for what in ("items", *(["users"] if "user" in model.inputs else [])):
+        if model.catalogue.ids.get(what, here[what]) != here[what]:
+            raise ConfigError(
+                f"the model at {where} was trained on other {what} than this data has, or on the same in another order; "
+                "train it on this data"
+            )
 
 
 def build(kind: str, options: Mapping[str, Any], catalogue: Catalogue) -> Model:
@@ -232,7 +251,7 @@ def load(directory: Path) -> Model:
     sizes = described["catalogue"]
     sides = {side: _features(sizes[side], tensors.get(side)) for side in ("user_features", "item_features")}
     rows = tensors["item_rows"].numpy() if "item_rows" in tensors else None
-    catalogue = Catalogue(sizes["n_users"], sizes["n_items"], **sides, item_rows=rows)
+    catalogue = Catalogue(sizes["n_users"], sizes["n_items"], **sides, item_rows=rows, ids=sizes.get("ids", {}))
     model = build(described["kind"], described["config"], catalogue)
     weights = {name.removeprefix("weights."): value for name, value in tensors.items() if name.startswith("weights.")}
     as_module(model).load_state_dict(weights)
@@ -259,7 +278,9 @@ def _described(model: Model) -> dict[str, Any]:
     catalogue = model.catalogue
     sides = {"user_features": catalogue.user_features, "item_features": catalogue.item_features}
     columns = {name: None if f is None else {"names": f.names, "sizes": f.sizes} for name, f in sides.items()}
-    sizes = {"n_users": catalogue.n_users, "n_items": catalogue.n_items, **columns}
+    sizes: dict[str, Any] = {"n_users": catalogue.n_users, "n_items": catalogue.n_items, **columns}
+    if catalogue.ids:
+        sizes["ids"] = dict(catalogue.ids)
     return {"format": FORMAT, "kind": model.kind, "config": asdict(model.config), "catalogue": sizes}
 
 

@@ -209,6 +209,7 @@ def make_original(settings: config.Settings, workshop: Workshop) -> None:
     chosen = settings.model
     if chosen.path is not None:
         model = models.load(Path(chosen.path))
+        models.check_ids(model, workshop.split, chosen.path)
     else:
         fit = fit_settings(workshop.threads, model=chosen.fit)
         model = build_original(chosen, workshop.split, fit)
