@@ -161,9 +161,11 @@ def nearest_name(report: dict[str, Any]) -> str:
 
 
 def test_a_choice_that_breaks_its_limit_in_the_last_run_shows_it(report: dict[str, Any], opened: Open) -> None:
+    report["final"] |= {"verdicts": {"p99_ms": "broken"}, "bounds": {"p99_ms": 0.6}}
     report["final"]["rows"][2]["metrics"]["p99_ms"] = 0.61
     page = opened(report)
     assert page.locator(".tile").nth(1).locator(".badge").inner_text() == "broken"
+    assert "budget ≤ 0.600 ms" in page.locator(".tile").nth(1).inner_text()
     assert page.locator(".tile").nth(2).locator(".badge").inner_text() == "held"
 
 

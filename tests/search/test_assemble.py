@@ -150,10 +150,13 @@ def test_the_final_table_is_that_of_the_chosen_or_none(study):
         "ids": {"A": "a", "B": "o", "chosen": "chain"},
         "rows": {role: {"metrics": metrics, "intervals": {}} for role in ("A", "B", "chosen")},
         "difference": {"ndcg@10": {"mean": 0.0, "low": -0.1, "high": 0.1}},
+        "verdicts": {"ndcg@10": "held", "p99_ms": "undecided"},
         "text": "given up for",
     }
     study.note(final=json.loads(json.dumps(final)))
     found = made(study)["final"]
     assert [row["role"] for row in found["rows"]] == ["A", "B", "chosen"]
     assert (found["split"], found["text"], found["rows"][2]["label"]) == ("test", "given up for", "chain")
+    assert found["verdicts"] == final["verdicts"]
+    assert found["bounds"]["ndcg@10"] == pytest.approx(0.18)  # 90 % of the original of that run
     assert made(study, {"memory_mb": 85, "ndcg@10": "97.9%"}, objective="quality")["final"] is None

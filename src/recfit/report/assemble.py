@@ -41,7 +41,7 @@ def assemble(study: Study, budget: Budget, choice: Choice) -> dict[str, Any]:
         "chosen": choice.chosen.id if choice.chosen else None,
         "nearest": choice.nearest
         and {"id": choice.nearest.candidate.id, "binding": choice.nearest.binding, "text": choice.nearest.text},
-        "final": _final(study, choice),
+        "final": _final(study, budget, choice),
         "strategies": _strategies(study, budget, choice),
         "search": _search(study),
     }
@@ -111,13 +111,15 @@ def _baseline(found: Candidate, budget: Budget) -> dict[str, Any]:
     return {"name": name, "metrics": budget.priced(found.metrics), "intervals": dict(found.intervals)}
 
 
-def _final(study: Study, choice: Choice) -> dict[str, Any] | None:
+def _final(study: Study, budget: Budget, choice: Choice) -> dict[str, Any] | None:
     final = study.facts.get("final")
     if final is None or choice.chosen is None or final["ids"]["chosen"] != choice.chosen.id:
         return None
     labels = {"A": "original, PyTorch eager", "B": "original, ONNX Runtime", "chosen": choice.chosen.name}
     rows = [{"role": role, "label": labels[role], "metrics": final["rows"][role]["metrics"]} for role in labels]
-    return {"split": "test", "rows": rows, "difference": final["difference"], "text": final["text"]}
+    bounds = {limit.metric: limit.absolute(final["rows"]["B"]["metrics"]) for limit in budget.limits}
+    limits = {"bounds": bounds, "verdicts": final["verdicts"]}
+    return {"split": "test", "rows": rows, "difference": final["difference"], "text": final["text"], **limits}
 
 
 def _strategies(study: Study, budget: Budget, choice: Choice) -> list[dict[str, str]]:

@@ -143,12 +143,15 @@ class FinalRow(TypedDict):
 
 
 class Final(TypedDict):
-    """The winner and the originals measured once more, on the test split; `text` says what was given up for what."""
+    """The winner and the originals measured once more, on the test split; `text` says what was given up for what. `bounds`
+    are the budget's limits where the original stands in that run, `verdicts` whether they hold there, by metric."""
 
     split: str
     rows: list[FinalRow]
     difference: NotRequired[dict[str, Difference]]
     text: str
+    bounds: NotRequired[dict[str, float]]
+    verdicts: NotRequired[dict[str, Literal["held", "broken", "undecided"]]]
 
 
 class Strategy(TypedDict):

@@ -58,6 +58,8 @@ function outcomeOf(report, chosen) {
     split: measured ? report.final.split : "validation",
     metrics: measured?.metrics ?? chosen.metrics,
     difference: (measured ? report.final.difference : chosen.difference) ?? {},
+    bounds: measured && report.final.bounds,
+    verdicts: measured && report.final.verdicts,
   };
 }
 
@@ -127,14 +129,15 @@ function limitLine(report, outcome, metric) {
     metricInfo(metric).fraction && outcome.split !== "validation"
       ? `, validation ${formatValue(metric, outcome.chosen.metrics[metric])}`
       : "";
-  return h("p", { class: "budget" }, `budget ${formatLimit(limit)}${found} `, badge(outcomeVerdict(outcome, limit)));
+  const bound = metricInfo(metric).fraction ? undefined : outcome.bounds?.[metric];
+  const here = { ...limit, bound: bound ?? limit.bound };
+  return h("p", { class: "budget" }, `budget ${formatLimit(here)}${found} `, badge(outcomeVerdict(outcome, limit)));
 }
 
-/** Quality limits were judged on validation; what the last run measured again must hold there too. */
+/** Quality limits were judged on validation; costs by the last run, where it was, beside the original of that run. */
 function outcomeVerdict(outcome, limit) {
-  const found = verdict(outcome.chosen, { ...limit, budget: limit.bound });
-  const again = metricInfo(limit.metric).fraction || meets(outcome.metrics[limit.metric], limit);
-  return again ? found : "broken";
+  const again = metricInfo(limit.metric).fraction ? undefined : outcome.verdicts?.[limit.metric];
+  return again ?? verdict(outcome.chosen, { ...limit, budget: limit.bound });
 }
 
 function badge(text, detail = "") {
