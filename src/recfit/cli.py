@@ -249,7 +249,12 @@ def select_command(options: Any) -> None:
         "metrics": budget.priced(chosen.metrics),
         "verdicts": choice.verdicts[chosen.id],
     }
-    _say(options, {**value, "bundle": str(study.path("bundles", chosen.id))}, line(chosen, budget))
+    bundle = study.path("bundles", chosen.id)
+    text = (
+        f"{line(chosen, budget)}\nbundle of the search: {bundle}\n"
+        "`recfit optimize` with this [budget] measures it on the test requests and delivers it"
+    )
+    _say(options, {**value, "bundle": str(bundle)}, text)
 
 
 def report_command(options: Any) -> None:

@@ -151,6 +151,7 @@ def test_select_answers_another_budget_without_touching_the_study(recfit, made):
     code, out, _ = recfit("select", made.study, "--limit", "memory_mb=500", "--objective", "quality")
     assert (code, out) == (0, out)
     assert out.startswith(f"{found['name']}: ndcg@10 {best:.4f}, p99 ")
+    assert f"\nbundle of the search: {found['bundle']}\n" in out
     assert made.ledger == before
 
 
