@@ -9,7 +9,7 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
 mpl.rcParams["svg.hashsalt"] = "recfit"  # the same numbers make the same file
 BLUE, BROWN, GREY = "#1f5fa8", "#b35900", "#777777"
@@ -39,8 +39,9 @@ def scatter(dots: Sequence[Dot], path: Path, *, x: str, y: str, log: bool = Fals
         axes.annotate(str(number), (dot.x, dot.y), (5, 3), textcoords="offset points", fontsize=8)
     if log:
         axes.set_xscale("log")
-        for ticks in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-            ticks(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set(xlabel=x, ylabel=y)
     axes.set_title(title, fontsize=8, color=GREY, loc="left")
     axes.spines[["top", "right"]].set_visible(False)

@@ -26,7 +26,7 @@ LIST_LENGTH = 10
 # Share of a block's time that its process must have been running to count as undisturbed.
 UNDISTURBED = 0.97
 # Lists asked for in one call: a slow bundle may take long for all, not for these.
-PART = 2000
+PART = 250
 # Requests that the deciding stage answers over all items, to see what it missed; a ranker takes long for each.
 EXACT = 200
 
