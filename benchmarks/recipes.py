@@ -161,7 +161,7 @@ def _cells(values: Sequence[str]) -> str:
 
 
 def _times(ratio: float | None) -> str:
-    return "" if ratio is None else f" ({ratio:.1f}x)" if ratio < 100 else f" ({ratio:.0f}x)"
+    return f" ({ratio:.1f}x)" if ratio and ratio < 100 else f" ({ratio:.0f}x)" if ratio else ""
 
 
 def _label(recipes: Path) -> str:
