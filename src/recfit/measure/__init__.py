@@ -225,9 +225,9 @@ def protocol(bundle: Path, queries: Queries, plan: Plan) -> dict[str, Any]:
         "ranking": "full catalogue, seen items removed, ties to the lower row",
         "queries": len(queries),
         "users": len(np.unique(queries.user)),
-        "latency": f"{plan.requests} requests one at a time after {plan.warm} to warm up, in {plan.blocks} blocks "
-        f"(those in which other processes took the processor are taken again, up to {plan.retakes} times), "
-        f"replaying {min(plan.requests, len(queries))} random queries",
+        "latency": f"{plan.requests} requests one at a time after {plan.warm} to warm up, in {plan.blocks} blocks, each after "
+        "a few that are not timed (blocks in which other processes took the processor are taken again, up to "
+        f"{plan.retakes} times), replaying {min(plan.requests, len(queries))} random queries",
         "load": "from the start of the process to its first answer, once",
         "rate": plan.rate,
         "throughput_batch": plan.batch,
