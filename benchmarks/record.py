@@ -30,7 +30,8 @@ def save(benchmark: str, label: str, found: Mapping[str, Any]) -> Path:
 
 
 def command() -> str:
-    """How this run was started."""
+    """How this run was started; of what lies elsewhere only the names."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     program = f"-m {spec.name}" if spec else sys.argv[0]
-    return " ".join(("python", program, *sys.argv[1:]))
+    given = [Path(part).name if Path(part).is_absolute() else part for part in sys.argv[1:]]
+    return " ".join(("python", program, *given))
