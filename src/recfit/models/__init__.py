@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -28,7 +29,7 @@ from recfit.registry import find
 from recfit.types import ConfigError, Features, Rows, Split
 
 FORMAT = 1
-PAIRS_AT_ONCE = 1 << 13
+PAIRS_AT_ONCE = 1 << 13  # so that their activations stay in the cache
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,8 @@ def catalogue_of(split: Split) -> Catalogue:
     return Catalogue(split.n_users, split.n_items, train.user_features, train.item_features, ids=ids)
 
 
-def _digest(ids: Sequence[str]) -> str:
+@lru_cache(maxsize=4)  # of one data set, whose models are built again and again
+def _digest(ids: tuple[str, ...]) -> str:
     return hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16]
 
 
