@@ -277,7 +277,19 @@ def test_the_report_ranks_layers_by_what_they_do_alone(tmp_path: Path) -> None:
 
 
 def test_the_report_leaves_out_what_a_format_cannot_hold(tmp_path: Path) -> None:
-    assert {part.layer for part in graphs.report(made(tmp_path), "int4", {}, feed)} == {"middle", "last"}
+    assert {part.layer for part in graphs.report(made(tmp_path), "int4", {}, feed)} == {"heads", "middle", "last"}
+
+
+@pytest.mark.parametrize("name", ["int8", "int8_static", "int4"])
+def test_stacks_take_a_byte_a_number(name: str, tmp_path: Path) -> None:
+    """ONNX Runtime's quantizers leave them as they are, in this graph and in one that holds nothing else."""
+    path = made(tmp_path)
+    for skip in ([], ["look", "middle", "last"]):
+        after = onnx.load(converted(path, name, {"skip": skip})).graph
+        held = {part.name: part for part in after.initializer}
+        assert "stack" not in held
+        assert len(held["stack.codes"].raw_data) == 2 * INPUTS * INPUTS
+        assert ("square" in held) == bool(skip)
 
 
 @pytest.mark.parametrize("name", ["int8", "codebook"])

@@ -122,7 +122,7 @@ def test_auto_restores_as_few_as_hold_the_tolerance(monkeypatch: pytest.MonkeyPa
     assert len(restored(context_of(SASREC), restore="auto", tolerance=0.1)) == 3
     assert len(restored(context_of(SASREC), restore="auto", tolerance=0.5)) == 0
     with pytest.raises(
-        Unsupported, match="restore=auto leaves none of 10 layers in int8; pass less, or more tolerance"
+        Unsupported, match="restore=auto leaves none of 12 layers in int8; pass less, or more tolerance"
     ):
         restored(context_of(SASREC), restore="auto", tolerance=0.01)
 

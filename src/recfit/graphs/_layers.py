@@ -54,7 +54,7 @@ def layers(graph: Any) -> list[Layer]:
     return found
 
 
-def chosen(graph: Any, skip: Sequence[str], fits: Callable[[Layer], bool]) -> list[Layer]:
+def chosen(graph: Any, skip: Sequence[str], fits: Callable[[Layer], bool] = lambda layer: True) -> list[Layer]:
     """The layers that are to be quantized: those that fit and are not skipped."""
     every = layers(graph)
     for name in skip:

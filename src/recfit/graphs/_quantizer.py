@@ -16,11 +16,6 @@ from recfit.types import FloatArray
 GRANULARITIES = ("channel", "tensor")
 
 
-def fits(layer: Layer) -> bool:
-    """ONNX Runtime has no int8 kernel for a stack of matrices (one for each head)."""
-    return layer.op == "Gather" or len(layer.shape) == 2
-
-
 def named(layers: Sequence[Layer]) -> list[str]:
     """The nodes of `layers`, also by the name of the product that the quantizer puts in the place of a `Gemm`."""
     return [name for layer in layers for name in (layer.name, f"{layer.name}_MatMul")]

@@ -1,7 +1,7 @@
 """Weights as 4-bit numbers with one scale for every `block` of a column, products with float32 activations (weight only):
 the scheme of the `int4` table, in ONNX Runtime's `MatMulNBits`.
 
-Looked-up rows and stacks of matrices stay float32: ONNX Runtime multiplies single matrices only.
+Looked-up rows stay float32. Stacks of matrices, which ONNX Runtime multiplies in float32 only, are 8 bits on disk (`_stacks`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from recfit.graphs import _stacks
 from recfit.graphs._feed import Feed
 from recfit.graphs._layers import Layer, add_constant, chosen, initializer, matrix, rewire
 from recfit.tables import int4
@@ -34,7 +35,9 @@ def convert(path: Path, config: Config, feed: Feed) -> None:
     from onnx import helper
 
     model = onnx.load(path)
-    layers = {layer.name: layer for layer in chosen(model.graph, config.skip, _fits)}
+    wanted = chosen(model.graph, config.skip, lambda layer: layer.op != "Gather")
+    _stacks.store(model.graph, [layer for layer in wanted if _stacks.is_stack(layer)])
+    layers = {layer.name: layer for layer in wanted if not _stacks.is_stack(layer)}
     nodes: list[Any] = []
     for node in model.graph.node:
         layer = layers.get(node.name)
@@ -43,10 +46,6 @@ def convert(path: Path, config: Config, feed: Feed) -> None:
     if not any(part.domain == "com.microsoft" for part in model.opset_import):
         model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     onnx.save(model, path)
-
-
-def _fits(layer: Layer) -> bool:
-    return layer.op != "Gather" and len(layer.shape) == 2
 
 
 def _narrowed(graph: Any, node: Any, layer: Layer, block: int) -> list[Any]:
@@ -70,6 +69,8 @@ def _narrowed(graph: Any, node: Any, layer: Layer, block: int) -> list[Any]:
 
 
 def weights(graph: Any, layer: Layer) -> FloatArray:
+    if _stacks.is_stack(layer):
+        return _stacks.weights(graph, layer)
     codes, scales = (initializer(graph, f"{layer.weight}.{part}") for part in ("codes", "scales"))
     taken, given = matrix(layer, np.empty(layer.shape, np.float32)).shape
     config = int4.Config(taken, 2 * codes.shape[-1])

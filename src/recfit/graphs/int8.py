@@ -2,7 +2,7 @@
 `s_w = max|w| / 64` (Jacob et al., arXiv 1712.05877, eq. 1-7).
 
 Weights of products keep to 7 bits: processors without VNNI add two products of 8 bits in 16, where larger ones saturate.
-Looked-up rows are 8 bits with a zero point.
+Looked-up rows are 8 bits with a zero point. Stacks of matrices are 8 bits on disk and float32 in a run (`_stacks`).
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from recfit.graphs import _stacks
 from recfit.graphs._feed import Feed
 from recfit.graphs._layers import Layer, chosen
-from recfit.graphs._quantizer import GRANULARITIES, fits, named, quiet, stored
+from recfit.graphs._quantizer import GRANULARITIES, named, quiet, stored
 from recfit.models._options import check_choice
 from recfit.types import FloatArray
 
@@ -33,7 +34,9 @@ def convert(path: Path, config: Config, feed: Feed) -> None:
     from onnx import TensorProto, load
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    layers = chosen(load(path).graph, config.skip, fits)
+    matrices = _stacks.store_at(path, chosen(load(path).graph, config.skip))
+    if not matrices:
+        return
     with quiet():
         quantize_dynamic(
             path,
@@ -42,12 +45,14 @@ def convert(path: Path, config: Config, feed: Feed) -> None:
             per_channel=config.per == "channel",
             reduce_range=True,
             op_types_to_quantize=["MatMul", "Gemm", "Gather"],
-            nodes_to_quantize=named(layers),
+            nodes_to_quantize=named(matrices),
             extra_options={"DefaultTensorType": TensorProto.FLOAT},  # of what comes out of ONNX Runtime's own operators
         )
 
 
 def weights(graph: Any, layer: Layer) -> FloatArray:
+    if _stacks.is_stack(layer):
+        return _stacks.weights(graph, layer)
     # A `Gemm` has become a product with the transposed matrix.
     plain = Layer(layer.name, layer.op, layer.weight, layer.shape)
     found = stored(graph, plain)

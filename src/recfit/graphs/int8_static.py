@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from recfit.graphs import _stacks
 from recfit.graphs._feed import Feed, Inputs
 from recfit.graphs._layers import Layer, chosen
-from recfit.graphs._quantizer import GRANULARITIES, fits, named, quiet, stored
+from recfit.graphs._quantizer import GRANULARITIES, named, quiet, stored
 from recfit.models._options import check_choice
 from recfit.types import FloatArray
 
@@ -43,9 +44,11 @@ def convert(path: Path, config: Config, feed: Feed) -> None:
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantType, quantize_static
 
+    matrices = _stacks.store_at(path, chosen(onnx.load(path).graph, config.skip))
+    if not matrices:
+        return
     model = onnx.load(path)
-    layers = chosen(model.graph, config.skip, fits)
-    _declare(model.graph, layers)
+    _declare(model.graph, matrices)
     onnx.save(model, path)
     symmetric = config.activations == "symmetric"
     with quiet():
@@ -59,7 +62,7 @@ def convert(path: Path, config: Config, feed: Feed) -> None:
             per_channel=config.per == "channel",
             reduce_range=True,
             op_types_to_quantize=[*PRODUCTS, "Gather"],
-            nodes_to_quantize=named(layers),
+            nodes_to_quantize=named(matrices),
             extra_options={
                 "ActivationSymmetric": symmetric,
                 "CalibTensorRangeSymmetric": symmetric,
@@ -99,4 +102,4 @@ class _Reader:
 
 
 def weights(graph: Any, layer: Layer) -> FloatArray:
-    return stored(graph, layer)
+    return _stacks.weights(graph, layer) if _stacks.is_stack(layer) else stored(graph, layer)
