@@ -103,6 +103,19 @@ def test_requests_may_bring_the_histories(tmp_path: Path, cache: CachePlan | Non
             assert bare.recommend([asked])[0].source == ("model" if cache is None else "cache")
     if cache is None:
         assert bare.recommend([Request(around.user_ids[0])])[0].source == "fallback"
+    by_user = cache is not None and cache.key == "user"
+    assert bare.bundle.user_ids == (around.user_ids if by_user else ())
+    assert (bare.bundle.user_features is not None) == by_user
+
+
+@pytest.mark.parametrize(("kind", "options"), toys.SHAPED, ids=str)
+def test_users_stay_where_a_model_reads_who_asks(kind: str, options: dict[str, object], tmp_path: Path) -> None:
+    model = toys.untrained(kind, options)
+    path = export(
+        Pipeline(Stage(model)), replace(toys.around(), keep_histories=False), tmp_path / "b", name="n", recipe={}
+    )
+    reads = {"user", "user_features"} & set(model.inputs)
+    assert bool(bundle.open_files(path).user_ids) == bool(reads)
 
 
 def test_no_titles_and_no_features(tmp_path: Path) -> None:

@@ -35,22 +35,34 @@ def popularity(split):
     return np.bincount(split.train.item, minlength=split.n_items)
 
 
-def exported(split: Split, directory: Path, storage: dict | None = None, **changes) -> Path:
+def exported(
+    split: Split, directory: Path, storage: dict | None = None, keep_histories: bool = True, **changes
+) -> Path:
+    import torch
+
     from recfit.export import export, surroundings
     from recfit.models import build, catalogue_of
     from recfit.pipeline import Pipeline, Stage
 
+    torch.manual_seed(0)
     options = {"layers": 1, "embedding_dim": 8, "heads": 2, "ffn": 16, "max_history": 6}
     stage = Stage(build("sasrec", options, catalogue_of(split)), **(storage or {}))
     pipeline = replace(Pipeline(stage), **changes)
     # One event behind the requests, as in a study.
     past = Ragged.from_lists([history[:-1] for history in split.train.histories()])
-    return export(pipeline, surroundings(split, past), directory, name="tiny", recipe={"id": "r", "steps": []})
+    around = surroundings(split, past, keep_histories)
+    return export(pipeline, around, directory, name="tiny", recipe={"id": "r", "steps": []})
 
 
 @pytest.fixture(scope="session")
 def bundle(split, tmp_path_factory) -> Path:
     return exported(split, tmp_path_factory.mktemp("bundles") / "plain")
+
+
+@pytest.fixture(scope="session")
+def userless_bundle(split, tmp_path_factory) -> Path:
+    """The same model without the users: requests bring their histories."""
+    return exported(split, tmp_path_factory.mktemp("bundles") / "userless", keep_histories=False)
 
 
 @pytest.fixture(scope="session")

@@ -65,6 +65,12 @@ def test_the_lists_are_those_of_the_engine(bundle, split, monkeypatch):
     assert sources == {"model": len(queries)}
 
 
+def test_a_bundle_without_users_is_measured_alike(bundle, userless_bundle, split):
+    assert not open_bundle(userless_bundle).bundle.user_ids
+    both = [measure.lists(path, split.validation, 10)[0].tolist() for path in (bundle, userless_bundle)]
+    assert both[0] == both[1]
+
+
 def test_shares_of_cache_and_fallback_are_told(cached_bundle, split, popularity):
     known = np.arange(20)
     queries = split.validation.take(known)

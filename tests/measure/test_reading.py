@@ -40,6 +40,15 @@ def test_without_a_history_the_stored_one_is_meant(bundle, files):
     assert queries.history[1].tolist() == []
 
 
+def test_who_asks_a_bundle_without_users_is_numbered(userless_bundle, files):
+    lines = [f'{{"user_id": "{user}", "history": ["item 1"]}}' for user in ("eve", "bob", "eve")]
+    queries, _ = queries_of(userless_bundle, *written(files, lines, ["0,u,item 2", "1,u,item 2", "2,u,item 3"]))
+    assert queries.user.tolist() == [0, 1, 0]
+    assert [part.tolist() for part in queries.history] == [[1], [1], [1]]
+    with pytest.raises(DataError, match="request 0 has no history, and the bundle stores none; add `history`"):
+        queries_of(userless_bundle, *written(files, ['{"user_id": "eve"}'], ["0,u,item 1"]))
+
+
 def test_unknown_items_leave_histories_but_stay_as_missed_targets(bundle, split, files):
     written(files, ['{"user_id": "user 1", "history": ["item 2", "new"]}'], ["0,u,item 4", "0,u,new", "0,u,newer"])
     queries, _ = queries_of(bundle, *files)

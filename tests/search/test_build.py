@@ -92,7 +92,7 @@ def test_the_stored_histories_are_one_event_behind_what_is_asked(workshop, split
     build(workshop, job(tmp_path / "bundle", final=True))
     assert open_files(tmp_path / "bundle").histories[3].tolist() == past[3].tolist()
     build(replace(workshop, keep_histories=False), job(tmp_path / "bundle", final=True))
-    assert open_files(tmp_path / "bundle").histories[3].tolist() == []
+    assert len(open_files(tmp_path / "bundle").histories) == 0
 
 
 @pytest.mark.parametrize(("histories", "kept"), [("bundle", True), ("request", False)])

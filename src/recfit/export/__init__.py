@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ def export(
     around = around if rows is None else around.only(rows)
     for stage in pipeline.stages.values():
         _check_sizes(stage.model, around)
+    around = _carried(around, pipeline)
     draft = directory.with_name(f"{directory.name}.part")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
@@ -60,6 +61,15 @@ def export(
         bundle.seal(draft, {**manifest, "pipeline": {**plan, "cache": cache}})
     shutil.rmtree(directory, ignore_errors=True)
     return draft.rename(directory)
+
+
+def _carried(around: Surroundings, pipeline: Pipeline) -> Surroundings:
+    """`around` without the users where requests bring their histories and nothing in the bundle depends on who asks."""
+    read = {name for stage in pipeline.stages.values() for name in stage.model.inputs}
+    by_user = pipeline.cache is not None and pipeline.cache.key == "user"
+    if around.keep_histories or by_user or read & {"user", "user_features"}:
+        return around
+    return replace(around, user_ids=(), user_features=None)
 
 
 def _check_replaceable(directory: Path) -> None:

@@ -17,7 +17,8 @@ from recfit.types import Features, Ragged, Rows, Split
 class Surroundings:
     """What a bundle carries beside its models: id maps, titles, the histories of the snapshot, and all items, the most
     popular first. `item_rows` tells which rows of the data the items are, where some have left. Histories that requests
-    bring themselves (`keep_histories` false) calibrate and precompute, and are not written."""
+    bring themselves (`keep_histories` false) calibrate and precompute, and are not written; nor are the users, unless a
+    model or a list depends on who asks."""
 
     user_ids: tuple[str, ...]
     item_ids: tuple[str, ...]

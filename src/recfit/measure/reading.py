@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ def queries_of(bundle: Path, requests: Path, targets: Path) -> tuple[Queries, In
     """
     opened = open_files(bundle)
     asked = read_requests(requests)
-    users = {user: row for row, user in enumerate(opened.user_ids)}
+    users = _users(opened, asked)
     items = dict(zip(opened.item_ids, opened.item_rows.tolist(), strict=True))
     for number, request in enumerate(asked):
         if request.user_id not in users:
@@ -32,21 +32,30 @@ def queries_of(bundle: Path, requests: Path, targets: Path) -> tuple[Queries, In
                 f"{requests}, request {number}: the bundle does not know user {request.user_id!r}; "
                 "quality is averaged over known users, leave this request out"
             )
+        if not opened.user_ids and request.history is None:
+            raise DataError(f"{requests}, request {number} has no history, and the bundle stores none; add `history`")
         if request.exclude:
             raise DataError(f"{requests}, request {number} excludes items, which is not measured; leave `exclude` out")
     rows = [users[str(request.user_id)] for request in asked]
     stored = opened.histories.renumbered(opened.item_rows)
-    past = [_history(request, stored[row], items) for request, row in zip(asked, rows, strict=True)]
+    past = [
+        stored[row] if request.history is None else _history(request.history, items)
+        for request, row in zip(asked, rows, strict=True)
+    ]
     counts = popularity(opened)
     answers = _targets(targets, len(asked), items, unknown=len(counts))
     queries = Queries(np.array(rows, np.int32), Ragged.from_lists(past), Ragged.from_lists(answers))
     return queries, counts
 
 
-def _history(request: Request, stored: Rows, items: Mapping[str, int]) -> Rows:
-    if request.history is None:
-        return stored
-    return np.array([items[item] for item in request.history if item in items], np.int32)
+def _users(bundle: Bundle, asked: Sequence[Request]) -> dict[str | None, int]:
+    """Rows of the users that the bundle knows; where it holds none, of those who ask."""
+    named = (request.user_id for request in asked if request.user_id is not None)
+    return {user: row for row, user in enumerate(bundle.user_ids or dict.fromkeys(named))}
+
+
+def _history(history: Sequence[str], items: Mapping[str, int]) -> Rows:
+    return np.array([items[item] for item in history if item in items], np.int32)
 
 
 def popularity(bundle: Bundle) -> IntArray:

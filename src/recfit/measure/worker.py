@@ -41,14 +41,17 @@ class Bench:
     def load(self, queries: str) -> int:
         """Take the requests of a file of queries; item rows become ids, so that the whole path is measured.
 
-        Rows are those of the data: the bundle may have left some out, whose ids it does not know.
+        Rows are those of the data: the bundle may have left some out, whose ids it does not know, and all of the users.
         """
         with np.load(queries) as stored:
             users, history = stored["user"], Ragged(stored["history_indptr"], stored["history_values"])
         bundle = self.engine.bundle
         ids = dict(zip(bundle.item_rows.tolist(), bundle.item_ids, strict=True))
         self.requests = [
-            Request(bundle.user_ids[user], tuple([ids.get(row, UNKNOWN) for row in past.tolist()]))
+            Request(
+                bundle.user_ids[user] if bundle.user_ids else None,
+                tuple([ids.get(row, UNKNOWN) for row in past.tolist()]),
+            )
             for user, past in zip(users.tolist(), history, strict=True)
         ]
         return len(self.requests)
