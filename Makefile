@@ -6,7 +6,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
 DATA ?= runs/seeds/ml-1m.txt
 
-.PHONY: demo test lint bench-seeds bench-seeds-quick clean
+.PHONY: demo test lint docs bench-seeds bench-seeds-quick clean
 
 demo: $(VENV)/.train
 	$(BIN)/python examples/demo.py
@@ -14,7 +14,7 @@ demo: $(VENV)/.train
 test: $(VENV)/.dev
 	@$(BIN)/python tests/need.py chromium
 	@$(BIN)/python tests/need.py npm
-	$(MAKE) --no-print-directory lint
+	$(MAKE) --no-print-directory lint docs
 	OMP_NUM_THREADS=1 $(BIN)/pytest
 
 # The scenarios that recfit started from. The movie original trains for an hour or more; interrupt it, the same command
@@ -38,6 +38,9 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

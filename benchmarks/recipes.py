@@ -151,13 +151,18 @@ def table(rows: Sequence[Mapping[str, Any]], metric: str) -> Iterator[str]:
         if line["kept_interval"]:
             low, high = line["kept_interval"]
             quality = [f"{line['metrics'][metric]:.4f}", f"{100 * line['kept']:.1f} ± {50 * (high - low):.1f}"]
-        costs = [f"{line['metrics'][cost]:.3g}{_times(line['times_less'][cost])}" for cost in COSTS]
+        costs = [f"{_short(line['metrics'][cost])}{_times(line['times_less'][cost])}" for cost in COSTS]
         costs.append(f"{line['metrics']['qps']:,.0f}{_times(line['times_more']['qps'])}")
         yield _cells((line["recipe"], *quality, *costs, line["claim"]))
 
 
 def _cells(values: Sequence[str]) -> str:
     return " | ".join(("", *values, "")).strip()
+
+
+def _short(value: float) -> str:
+    """Three digits, all of them where there are more."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _times(ratio: float | None) -> str:

@@ -1,4 +1,4 @@
-"""What a benchmark found, as a dated JSON file in `results/` that says when, where and by which command."""
+"""What a benchmark found, as a dated JSON file in `docs/results/` that says when, where and by which command."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 
 from recfit.measure.machine import machine
 
-FOLDER = Path(__file__).parent / "results"
+FOLDER = Path(__file__).parent.parent / "docs" / "results"
 
 
 def save(benchmark: str, label: str, found: Mapping[str, Any]) -> Path:
-    """Write `found` to `results/DATE-benchmark-label.json`, in the place of an earlier one of that day; returns the path."""
+    """Write `found` to `docs/results/DATE-benchmark-label.json`, in the place of an earlier one of that day; returns the path."""
     now = datetime.now(UTC)
     about = {
         "benchmark": benchmark,
