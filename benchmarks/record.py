@@ -15,7 +15,7 @@ FOLDER = Path(__file__).parent.parent / "docs" / "results"
 
 
 def save(benchmark: str, label: str, found: Mapping[str, Any]) -> Path:
-    """Write `found` to `docs/results/DATE-benchmark-label.json`, in the place of an earlier one of that day; returns the path."""
+    """Write `found` to `docs/results/DATE-benchmark-label.json`, in the place of one of the same day; returns the path."""
     now = datetime.now(UTC)
     about = {
         "benchmark": benchmark,

@@ -18,7 +18,8 @@ SOURCE = Path(recfit.__file__).parent
 # A room imports rooms of its own line and of the lines above it.
 ORDER: Sequence[set[str]] = (
     {"types"},
-    {"registry", "config", "topk", "states"},
+    {"registry", "options", "topk", "states"},
+    {"config"},
     {"tables", "runtimes"},
     {"bundle"},
     {"engine"},
@@ -36,6 +37,7 @@ ORDER: Sequence[set[str]] = (
 SERVING = (
     "types",
     "registry",
+    "options",
     "config",
     "topk",
     "states",

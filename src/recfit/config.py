@@ -7,25 +7,17 @@ import difflib
 import os
 import sys
 import tomllib
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from recfit.options import check_choice, from_options
 from recfit.types import ConfigError
 
 # Below that, a p99 is the word of fewer than ten requests.
 MIN_REQUESTS = 1000
-KINDS = {
-    str: "a text in quotes",
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    tuple: "a list of texts",
-    Mapping: "a table",
-}
 
 
 @dataclass(frozen=True)
@@ -92,11 +84,11 @@ class Search:
     def __post_init__(self) -> None:
         for name in ("max_candidates", "max_minutes", "memory_gb", "threads", "serve_threads"):
             if getattr(self, name) <= 0:
-                raise ConfigError(f"[search] {name} is {getattr(self, name)}; it must be above 0")
+                raise ConfigError(f"search.{name} = {getattr(self, name)}; it must be above 0")
         if self.requests < MIN_REQUESTS:
-            raise ConfigError(f"[search] requests is {self.requests}, too few for a p99; pass {MIN_REQUESTS} or more")
+            raise ConfigError(f"search.requests = {self.requests} are too few for a p99; pass {MIN_REQUESTS} or more")
         if self.rate is not None and self.rate <= 0:
-            raise ConfigError(f"[search] rate is {self.rate}; it is requests a second, above 0, or left out")
+            raise ConfigError(f"search.rate = {self.rate}; it is requests a second, above 0, or left out")
 
 
 @dataclass(frozen=True)
@@ -108,8 +100,7 @@ class Serve:
     histories: str = "bundle"
 
     def __post_init__(self) -> None:
-        if self.histories not in ("bundle", "request"):
-            raise ConfigError(f'[serve] histories is {self.histories!r}; it is "bundle" or "request"')
+        check_choice("serve.histories", self.histories, ("bundle", "request"))
 
 
 @dataclass(frozen=True)
@@ -152,15 +143,18 @@ def parse(content: Mapping[str, Any]) -> Settings:
     tables = dict(content)
     if isinstance(tables.get("budget"), Mapping):
         tables["budget"] = _budget(tables["budget"])
-    settings: Settings = _table(Settings, tables, "recfit.toml")
-    return settings
+    if "data" not in tables:
+        raise ConfigError("recfit.toml needs [data]; `recfit init` writes a complete example")
+    rooms = typing.get_type_hints(Settings)
+    made = {name: from_options(rooms[name], table, name) for name, table in tables.items() if name in rooms}
+    return from_options(Settings, {**tables, **made}, "recfit.toml")
 
 
 def _budget(table: Mapping[str, Any]) -> dict[str, Any]:
     own = [item.name for item in dataclasses.fields(Budget) if item.name != "limits"]
     for key in table:
         if key not in own and (near := difflib.get_close_matches(key, own, n=1)):
-            raise ConfigError(f"[budget] has no setting {key!r}; did you mean {near[0]!r}?")
+            raise ConfigError(f"budget has no setting {key!r} (did you mean {near[0]!r}?)")
     return {
         **{key: value for key, value in table.items() if key in own},
         "limits": {key: value for key, value in table.items() if key not in own},
@@ -184,37 +178,3 @@ def anchored(settings: Settings, folder: Path) -> Settings:
     search = dataclasses.replace(settings.search, directory=os.path.normpath(folder / settings.search.directory))
     model = dataclasses.replace(settings.model, path=resolve(settings.model.path))
     return dataclasses.replace(settings, data=data, search=search, model=model)
-
-
-def _table(cls: type, table: Any, where: str) -> Any:
-    if not isinstance(table, Mapping):
-        raise ConfigError(f"{where} is {table!r}, it must be a table")
-    hints = typing.get_type_hints(cls)
-    for key in table:
-        if key not in hints:
-            near = difflib.get_close_matches(key, hints, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"{where} has no setting {key!r}{hint or ';'} allowed: {', '.join(hints)}")
-    missing = [item.name for item in dataclasses.fields(cls) if _required(item) and item.name not in table]
-    if missing:
-        raise ConfigError(f"{where} needs {missing[0]!r}; see `recfit init` for a complete example")
-    return cls(**{key: _value(hints[key], value, where, key) for key, value in table.items()})
-
-
-def _required(item: dataclasses.Field[Any]) -> bool:
-    return item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
-
-
-def _value(hint: Any, value: Any, where: str, key: str) -> Any:
-    """`value` as `hint` wants it: ints count as floats, lists as tuples; anything else must match."""
-    if dataclasses.is_dataclass(hint):
-        return _table(typing.cast(type, hint), value, f"[{key}]")
-    kind = typing.get_args(hint)[0] if isinstance(hint, types.UnionType) else hint  # `X | None`; TOML has no None
-    origin = typing.get_origin(kind) or kind
-    if origin is tuple and isinstance(value, list) and all(isinstance(part, str) for part in value):
-        return tuple(value)
-    if origin is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(value, origin) and not (isinstance(value, bool) and origin is int):
-        return value
-    raise ConfigError(f"{where} {key} is {value!r}, it must be {KINDS[origin]}")

@@ -26,7 +26,7 @@ from recfit.training import train
 from recfit.types import ConfigError, Request, Unsupported
 
 Exported = Callable[[Pipeline], Path]
-pack = import_module("recfit.runtimes._sparse").pack
+pack = import_module("recfit.export._sparse").pack
 WIDE = {"layers": 1, "embedding_dim": 64, "heads": 2, "ffn": 256, "max_history": 9}
 
 

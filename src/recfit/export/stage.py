@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from recfit import graphs, models
+from recfit.export import _sparse
 from recfit.export.surroundings import Surroundings
 from recfit.export.tracing import write_graph
 from recfit.models import Tied
 from recfit.pipeline import Pipeline, Stage
 from recfit.registry import find
-from recfit.runtimes import StageSpec, _sparse
+from recfit.runtimes import StageSpec
 from recfit.tables import pq
 
 GRAPH = "model.onnx"

@@ -19,7 +19,7 @@ from typing import Any
 from recfit.graphs._feed import Feed, Inputs, calibration
 from recfit.graphs._layers import Layer, layers
 from recfit.graphs._report import LayerError, report
-from recfit.models._options import from_options
+from recfit.options import from_options
 from recfit.registry import find, names
 
 __all__ = [

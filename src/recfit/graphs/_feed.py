@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from recfit.registry import find
 from recfit.runtimes import Batch, StageSpec
 from recfit.runtimes.ort import GRAPH
-from recfit.tables import Table
+from recfit.tables import opened
 from recfit.types import Features, IntArray, Ragged, Rows
 
 Inputs = Mapping[str, npt.NDArray[Any]]
@@ -34,7 +33,7 @@ def calibration(
     import onnx
 
     takes = {given.name for given in onnx.load(directory / GRAPH).graph.input}
-    table = _opened(directory / "table", spec) if spec.tied else None
+    table = opened(directory / "table", spec.table, 1) if spec.tied else None
     known = np.flatnonzero(histories.sizes)
     for user in known[_spread(len(known), REQUESTS)].tolist():
         codes = None if features is None else features.codes[user][None].astype(np.int64)
@@ -44,13 +43,6 @@ def calibration(
         if table is not None:
             inputs["vectors"] = table.rows(inputs["history"] - 1)
         yield {name: values for name, values in inputs.items() if name in takes}
-
-
-def _opened(directory: Path, spec: StageSpec) -> Table:
-    settings = dict(spec.table)
-    module = find("tables", settings.pop("format"))
-    table: Table = module.open_table(directory, module.Config(**settings), 1)
-    return table
 
 
 def _spread(size: int, count: int) -> IntArray:

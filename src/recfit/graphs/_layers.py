@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from recfit.models._options import check_choice
+from recfit.options import check_choice
 from recfit.types import FloatArray, Unsupported
 
 # Which input of a node holds its weights.

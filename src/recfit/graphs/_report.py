@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from recfit.graphs._feed import Feed
 from recfit.graphs._layers import initializer, layers
-from recfit.models._options import from_options
+from recfit.options import from_options
 from recfit.registry import find
 from recfit.runtimes import ort
 from recfit.types import Unsupported

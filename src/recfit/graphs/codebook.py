@@ -14,7 +14,7 @@ import numpy as np
 
 from recfit.graphs import _codes
 from recfit.graphs._feed import Feed
-from recfit.models._options import check_ranges
+from recfit.options import check_ranges
 from recfit.types import FloatArray
 
 ROUNDS = 50

@@ -16,7 +16,7 @@ from recfit.graphs import _stacks
 from recfit.graphs._feed import Feed, Inputs
 from recfit.graphs._layers import Layer, chosen
 from recfit.graphs._quantizer import GRANULARITIES, named, quiet, stored
-from recfit.models._options import check_choice
+from recfit.options import check_choice
 from recfit.types import FloatArray
 
 METHODS = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}

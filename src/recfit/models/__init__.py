@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from recfit.models._options import from_options
+from recfit.options import from_options
 from recfit.registry import find
 from recfit.types import ConfigError, Features, Rows, Split
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recfit.models._layers import ItemTable
-from recfit.models._options import check_ranges
+from recfit.options import check_ranges
 from recfit.types import ConfigError, Features, Unsupported
 
 

@@ -14,7 +14,7 @@ from recfit.models import Catalogue, Model, rebuilt
 from recfit.models._axes import check_keep, no_axis
 from recfit.models._item_item import binary_matrix
 from recfit.models._layers import embed
-from recfit.models._options import check_ranges
+from recfit.options import check_ranges
 from recfit.types import Split
 
 

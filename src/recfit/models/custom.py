@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from recfit.models import Catalogue, Encoder, Model, Ranker
 from recfit.models._axes import no_axis
-from recfit.models._options import check_ranges
+from recfit.options import check_ranges
 from recfit.types import ConfigError
 
 

@@ -9,7 +9,7 @@ import torch
 
 from recfit.models import Catalogue, Model
 from recfit.models._item_item import ItemItem
-from recfit.models._options import check_ranges
+from recfit.options import check_ranges
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 
 from recfit.models import Catalogue, Model
 from recfit.models._item_item import ROWS_AT_ONCE, ItemItem
-from recfit.models._options import check_choice, check_ranges
+from recfit.options import check_choice, check_ranges
 
 
 @dataclass(frozen=True)

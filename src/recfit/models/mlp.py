@@ -18,7 +18,7 @@ from recfit.models import Catalogue, Model, rebuilt
 from recfit.models._axes import check_keep, narrowed, newest_kept, no_axis, recency
 from recfit.models._codes import CodedTable, check_table, copy_items, item_table
 from recfit.models._layers import Dropout, check_features, decays, factored, selector
-from recfit.models._options import check_ranges
+from recfit.options import check_ranges
 
 
 @dataclass(frozen=True)

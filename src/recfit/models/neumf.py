@@ -29,7 +29,7 @@ from recfit.models._layers import (
     feature_groups,
     selector,
 )
-from recfit.models._options import check_ranges
+from recfit.options import check_ranges
 from recfit.types import ConfigError, Features
 
 

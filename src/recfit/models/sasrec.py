@@ -22,7 +22,7 @@ from recfit.models._axes import check_keep, narrowed, newest_kept, no_axis, rece
 from recfit.models._codes import CodedTable, check_table, copy_items, item_table
 from recfit.models._kernels import MASKED, attend, rms_norm
 from recfit.models._layers import Dropout, check_features, factored, factors, selector
-from recfit.models._options import check_ranges
+from recfit.options import check_ranges
 
 
 @dataclass(frozen=True)

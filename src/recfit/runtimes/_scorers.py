@@ -8,9 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from recfit.registry import find
 from recfit.runtimes import Batch, Scorer, StageSpec
-from recfit.tables import Searchable, Table
+from recfit.tables import Searchable, Table, opened
 from recfit.topk import Found, best
 from recfit.types import FloatArray, IntArray, Rows
 
@@ -37,16 +36,9 @@ def scorer(graph: Graph, spec: StageSpec, directory: Path, threads: int, scan: C
     """The stage of `graph`; `scan` is how the runtime scores an item table."""
     if spec.kind == "ranker":
         return RankerScorer(graph, spec)
-    table = _open_table(directory / "table", spec, threads)
+    table = opened(directory / "table", spec.table, threads)
     search = table.search if isinstance(table, Searchable) else exhaustive(scan(table))
     return EncoderScorer(graph, table, search, spec)
-
-
-def _open_table(directory: Path, spec: StageSpec, threads: int) -> Table:
-    settings = dict(spec.table)
-    module = find("tables", settings.pop("format"))
-    table: Table = module.open_table(directory, module.Config(**settings), threads)
-    return table
 
 
 def exhaustive(scan: Scores) -> Search:

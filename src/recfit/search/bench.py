@@ -15,7 +15,7 @@ from recfit import config, data
 from recfit.data.splits import parted
 from recfit.data.splits import split as split_by
 from recfit.measure import Plan
-from recfit.models._options import from_options
+from recfit.options import from_options
 from recfit.search.budget import Budget
 from recfit.search.build import Workshop
 from recfit.search.evaluate import Gates, Limits

@@ -13,13 +13,11 @@ from recfit.data.requests import write_queries
 from recfit.measure import Measurement
 from recfit.measure.statistics import paired
 from recfit.search.bench import Bench
-from recfit.search.budget import Budget, Measured
+from recfit.search.budget import COSTS, Budget, Measured
 from recfit.search.build import Job, build
 from recfit.search.evaluate import core_hours
 from recfit.search.isolate import PATIENCE, isolated
 from recfit.search.study import Candidate
-
-COSTS = ("p50_ms", "p95_ms", "p99_ms", "memory_mb", "bundle_mb", "load_s")
 
 
 def deliver(bench: Bench, chosen: Candidate) -> None:

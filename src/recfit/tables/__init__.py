@@ -15,9 +15,11 @@ Reading needs NumPy, and ONNX Runtime to score (FAISS to search, where the forma
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
+from recfit.registry import find
 from recfit.topk import Found
 from recfit.types import FloatArray, IntArray, Rows
 
@@ -50,3 +52,11 @@ class Searchable(Protocol):
         """For every query [B, dim] its `k` >= 1 best items that are not in its `gone`, with the scores of `rescore`; fewer
         where there are no more."""
         ...
+
+
+def opened(directory: Path, described: Mapping[str, Any], threads: int) -> Table:
+    """The table in `directory`, `described` by its `format` and the settings of that."""
+    settings = dict(described)
+    module = find("tables", settings.pop("format"))
+    table: Table = module.open_table(directory, module.Config(**settings), threads)
+    return table

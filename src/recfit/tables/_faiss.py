@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from recfit.registry import find
-from recfit.tables import Table
+from recfit.tables import opened
 from recfit.topk import Found, best, top_k
 from recfit.types import BundleError, ConfigError, FloatArray, IntArray, Rows
 
@@ -101,8 +101,7 @@ class Indexed:
     """An index over the rows of another table."""
 
     def __init__(self, index: Any, directory: Path, settings: Settings, threads: int) -> None:
-        module = find("tables", settings.rows)
-        table: Table = module.open_table(directory / "rows", module.Config(settings.dim), threads)
+        table = opened(directory / "rows", {"format": settings.rows, "dim": settings.dim}, threads)
         self._index, self._k_factor, self._threads = index, settings.k_factor, threads
         self.rows, self.scores, self.matrix, self.rescore = table.rows, table.scores, table.matrix, table.rescore
 

@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Protocol, Self
 import torch
 
 from recfit.models import Catalogue, Model, Solved, as_module, build, catalogue_of
-from recfit.models._options import check_choice, from_options
+from recfit.options import check_choice, from_options
 from recfit.pipeline import Pipeline, fingerprint
 from recfit.registry import find, names
 from recfit.training import Distill, Fit, Hold, train
@@ -44,7 +44,6 @@ class Context:
     fit: Fit
     structure_only: bool = False
     progress: bool = False
-    checkpoint: Path | None = None
     folder: Path | None = None
 
     @property
@@ -61,8 +60,7 @@ class Context:
         """Train `model` in place with the study's settings and `changes` to them; returns it."""
         if not self.structure_only:
             settings = dataclasses.replace(self.fit, **changes)
-            shown = {"checkpoint": self.checkpoint, "progress": self.progress}
-            train(model, self.split, settings, teacher=distill, hold=hold, **shown)  # type: ignore[arg-type]
+            train(model, self.split, settings, teacher=distill, hold=hold, progress=self.progress)
         elif isinstance(model, Solved):
             _fill(model)
         return model

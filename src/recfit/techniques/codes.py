@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from recfit.models import Codable, Model, Rotatable, as_module, item_codes, rebuilt
-from recfit.models._options import check_choice, check_ranges
+from recfit.options import check_choice, check_ranges
 from recfit.pipeline import Pipeline
 from recfit.tables._learning import coded_rotation
 from recfit.techniques import Context

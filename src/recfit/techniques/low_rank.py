@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from recfit.models import Model, as_module, rebuilt
 from recfit.models._layers import LowRank, linear_layers
-from recfit.models._options import check_choice, check_ranges
+from recfit.options import check_choice, check_ranges
 from recfit.pipeline import Pipeline
 from recfit.techniques import Context
 from recfit.techniques._shrink import fine_tuned

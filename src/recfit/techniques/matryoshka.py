@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from recfit.models import Model, Rotatable, as_module, rebuilt
-from recfit.models._options import check_ranges
+from recfit.options import check_ranges
 from recfit.pipeline import Pipeline
 from recfit.techniques import Context
 from recfit.techniques._inherit import nested, principal_axes

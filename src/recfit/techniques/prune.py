@@ -13,7 +13,7 @@ from torch import Tensor
 
 from recfit.models import Model, Solved, as_module, rebuilt
 from recfit.models._axes import strongest
-from recfit.models._options import check_choice, check_ranges
+from recfit.options import check_choice, check_ranges
 from recfit.pipeline import Pipeline
 from recfit.techniques import Context
 from recfit.techniques._shrink import CALIBRATION, fine_tuned, size_of

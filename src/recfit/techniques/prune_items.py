@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from recfit.models._items import with_items
-from recfit.models._options import check_ranges
+from recfit.options import check_ranges
 from recfit.pipeline import Pipeline, Stage
 from recfit.techniques import Context
 from recfit.types import IntArray, Rows, Unsupported

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recfit.models import Model, Solved, as_module, rebuilt
-from recfit.models._options import check_ranges
+from recfit.options import check_ranges
 from recfit.pipeline import Pipeline
 from recfit.techniques import Context, quantize
 from recfit.techniques._shrink import fine_tuned

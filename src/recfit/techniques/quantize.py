@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from recfit import graphs
 from recfit.export import Surroundings, export, sensitivities, surroundings
 from recfit.measure import lists, quality
-from recfit.models._options import check_choice, check_ranges, from_options
+from recfit.options import check_choice, check_ranges, from_options
 from recfit.pipeline import Pipeline, Stage
 from recfit.registry import find, names
 from recfit.techniques import Context

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 
 from recfit.models import Featured, Model
-from recfit.models._options import check_choice, check_ranges
+from recfit.options import check_choice, check_ranges
 from recfit.pipeline import Pipeline
 from recfit.techniques import Context
 from recfit.techniques._features import WAYS

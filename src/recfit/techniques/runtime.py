@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from recfit.graphs import runnable
 from recfit.models import Encoder, Tied
-from recfit.models._options import check_choice, check_ranges
+from recfit.options import check_choice, check_ranges
 from recfit.pipeline import Pipeline, RuntimePlan
 from recfit.registry import find, names
 from recfit.runtimes.ort import LEVELS

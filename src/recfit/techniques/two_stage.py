@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from recfit.models import Encoder, is_identity
-from recfit.models._options import check_choice, check_ranges, from_options
+from recfit.options import check_choice, check_ranges, from_options
 from recfit.pipeline import Pipeline, Stage
 from recfit.registry import find, names
 from recfit.tables._faiss import ROWS

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from recfit.models import Encoder, Model, Ranker, is_identity
-from recfit.models._options import check_choice, check_ranges
+from recfit.options import check_choice, check_ranges
 from recfit.types import ConfigError
 
 LOSSES = ("auto", "ce", "sampled", "bce")

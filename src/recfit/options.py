@@ -11,10 +11,20 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from recfit.types import ConfigError
 
 T = TypeVar("T")
+KINDS = {
+    str: "a text in quotes",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    tuple: "a list",
+    Mapping: "a table",
+}
 
 
 def from_options(cls: type[T], options: Mapping[str, Any], where: str) -> T:
     """`cls(**options)` with names and types checked; `where` names the place in the message, such as `model.sasrec`."""
+    if not isinstance(options, Mapping):
+        raise ConfigError(f"{where} = {options!r}; it must be {KINDS[Mapping]}")
     allowed = [field.name for field in fields(cls)]  # type: ignore[arg-type]
     for key in options:
         if key not in allowed:
@@ -52,14 +62,13 @@ def _nearest(key: str, allowed: list[str] | tuple[str, ...]) -> str:
 def _typed(value: Any, hint: Any, where: str) -> Any:
     """`value` as `hint` wants it: ints count as floats, lists as tuples; anything else must match."""
     origin = get_origin(hint) or hint
-    if origin in (types.UnionType,):
+    if origin is types.UnionType:
         fits = [part for part in get_args(hint) if type(value) is part]
         return value if fits else _typed(value, get_args(hint)[0], where)
     if origin is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if origin is tuple and isinstance(value, list | tuple):
-        return tuple(_typed(part, get_args(hint)[0], where) for part in value)
-    wanted = dict if origin is Mapping else origin
-    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
-        raise ConfigError(f"{where} = {value!r} is a {type(value).__name__}; it must be a {wanted.__name__}")
+        return tuple(_typed(part, get_args(hint)[0], f"{where}[{at}]") for at, part in enumerate(value))
+    if not isinstance(value, origin) or (isinstance(value, bool) and origin is not bool):
+        raise ConfigError(f"{where} = {value!r}; it must be {KINDS[origin]}")
     return value
