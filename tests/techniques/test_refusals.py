@@ -197,7 +197,7 @@ def test_a_description_shows_what_is_not_default() -> None:
 
 def test_nothing_is_proposed_that_does_not_fit() -> None:
     """On an original without an item table, quantize proposes the graph alone."""
-    for pipeline, count in ((SASREC, 4), (NEUMF, 2), (EASE, 2)):
+    for pipeline, count in ((SASREC, 5), (NEUMF, 2), (EASE, 2)):
         (variants,) = available(["quantize"])
         assert len(variants(context_of(pipeline))) == count
         for step in variants(context_of(pipeline)):

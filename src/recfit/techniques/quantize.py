@@ -109,6 +109,7 @@ class Technique:
         tables: list[Technique] = []
         if _stored_rows(main):
             tables = [cls(graph="float32"), cls(graph="float32", table="int4"), cls(graph="codebook", table="int4")]
+            tables.append(cls(graph="int8_block"))
             dim = getattr(main.model.config, "embedding_dim", 0)
             if main.model.catalogue.n_items >= CODED_ITEMS and dim >= 8:
                 parts = [{"parts": dim // width} for width in (4, 8)]
