@@ -198,7 +198,8 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One question. `history` (item ids, oldest first) wins over what the bundle knows of `user_id`.
+    """One question. `history` (item ids, oldest first) wins over what the bundle knows of `user_id`; `recent` is what
+    happened after either. With `candidates` only these items are ranked.
 
     A list that was precomputed for `user_id`, or for the newest items of the history, still answers first, less what is
     in `history`.
@@ -207,6 +208,8 @@ class Request:
     user_id: str | None = None
     history: tuple[str, ...] | None = None
     exclude: tuple[str, ...] = ()
+    recent: tuple[str, ...] = ()
+    candidates: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -199,6 +199,8 @@ def test_state_lists_expire(by_state: Engine, monkeypatch: pytest.MonkeyPatch) -
 def test_warming_up_runs_the_model_where_a_cache_answers(by_state: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     scored = by_state._scored
-    monkeypatch.setattr(by_state, "_scored", lambda asked, k: calls.append(len(asked)) or scored(asked, k))
+    monkeypatch.setattr(
+        by_state, "_scored", lambda asked, k, spent: calls.append(len(asked)) or scored(asked, k, spent)
+    )
     by_state.warm_up(3)
     assert calls.count(1) >= 3

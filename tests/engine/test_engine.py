@@ -17,7 +17,7 @@ import toys
 from recfit.engine import Engine, open_bundle
 from recfit.export import Surroundings, export
 from recfit.models import Catalogue, popularity
-from recfit.pipeline import Pipeline, RuntimePlan, Stage
+from recfit.pipeline import CachePlan, Pipeline, RuntimePlan, Stage
 from recfit.types import ConfigError, Ragged, Request
 
 Exported = Callable[[Pipeline], Path]
@@ -269,6 +269,81 @@ def test_single_items_are_scored_seen_or_not(exported: Exported, kind: str) -> N
 
 def test_nobody_has_no_scores(engine: Engine, exported: Exported) -> None:
     assert np.isnan(engine.score(Request("nobody"), ITEMS[:3])).all()
-    fused = replace(toys.original("sasrec"), runtime=RuntimePlan("fused"))
-    with pytest.raises(ConfigError, match="runtime 'fused' finds the best items and scores no single ones"):
-        open_bundle(exported(fused)).score(Request(USERS[5]), ITEMS[:3])
+
+
+RUNTIMES = [("sasrec", "ort"), ("sasrec", "fused"), ("neumf", "ort"), ("ease", "fused"), ("sasrec", "torch")]
+
+
+@pytest.mark.parametrize(("kind", "runtime"), RUNTIMES)
+def test_candidates_are_ranked_by_the_deciding_stage(exported: Exported, kind: str, runtime: str) -> None:
+    engine = open_bundle(exported(replace(toys.original(kind), runtime=RuntimePlan(runtime))))
+    request = Request(USERS[5], exclude=(ITEMS[0],))
+    whole = engine.recommend([request], toys.N_ITEMS)[0]
+    named = (*whole.items[3:20:4], *whole.items[:2], ITEMS[0], ITEMS[HISTORIES[5][0]], "no such item")
+    found = engine.recommend([replace(request, candidates=named)], 4)[0]
+    wanted = [item for item in whole.items if item in named][:4]
+    assert list(found.items) == wanted
+    scores = dict(zip(whole.items, whole.scores, strict=True))
+    np.testing.assert_allclose(found.scores, [scores[item] for item in wanted], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(engine.score(request, wanted), found.scores, rtol=1e-3, atol=1e-4)
+    assert engine.recommend([replace(request, candidates=())])[0].items == ()
+
+
+def test_candidates_without_a_history_come_by_popularity(engine: Engine) -> None:
+    popular = engine.recommend([Request()], toys.N_ITEMS)[0].items
+    found = engine.recommend([Request(candidates=(popular[7], popular[2], popular[30]), exclude=(popular[7],))])[0]
+    assert (found.items, found.source) == ((popular[2], popular[30]), "fallback")
+
+
+def test_what_happened_since_continues_a_history(engine: Engine) -> None:
+    past = tuple(ITEMS[row] for row in HISTORIES[5].tolist())
+    since = tuple(item for item in ITEMS if item not in past)[:3]
+    wanted = engine.recommend([Request(history=past + since)])
+    assert engine.recommend([Request(USERS[5], recent=since)]) == wanted
+    assert engine.recommend([Request(USERS[5], history=past, recent=since)]) == wanted
+    assert (
+        engine.recommend([Request(USERS[5], recent=past[-2:] + since)]) == wanted
+    )  # the bundle knows two of them already
+    assert engine.recommend([Request("nobody", recent=since)]) == engine.recommend([Request(history=since)])
+    assert engine.recommend([Request(USERS[5], recent=("no such item",))]) == engine.recommend([Request(USERS[5])])
+
+
+def test_a_users_list_is_not_given_to_a_user_who_went_on(exported: Exported) -> None:
+    cached = open_bundle(exported(replace(toys.original("sasrec"), cache=CachePlan(1.0))))
+    assert cached.recommend([Request(USERS[5])])[0].source == "cache"
+    since = (cached.recommend([Request(USERS[5])])[0].items[0],)
+    assert cached.recommend([Request(USERS[5], recent=since)])[0].source == "model"
+
+
+def test_stages_tell_the_time_they_took(two_stages: Engine, engine: Engine) -> None:
+    for asked, stages in ((two_stages, {"retrieve", "rank"}), (engine, {"retrieve"})):
+        spent: dict[str, float] = {}
+        assert asked.recommend([Request(USERS[5])], spent=spent) == asked.recommend([Request(USERS[5])])
+        assert set(spent) == stages
+        assert all(0 < ms < 1000 for ms in spent.values())
+    nothing: dict[str, float] = {}
+    engine.recommend([Request()], spent=nothing)
+    assert not nothing
+
+
+@pytest.mark.parametrize("runtime", ["ort", "fused", "torch"])
+def test_similar_items_have_the_nearest_vectors(
+    exported: Exported, runtime: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = replace(toys.original("sasrec"), runtime=RuntimePlan(runtime))
+    engine = open_bundle(exported(pipeline))
+    monkeypatch.setattr("recfit.engine._similar.CHUNK", 7)
+    vectors = pipeline.main.model.item_vectors().detach().numpy()
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    order = [ITEMS[row] for row in np.argsort(-(unit @ unit[4]), kind="stable") if row != 4][:6]
+    found = engine.similar(ITEMS[4], 6)
+    if runtime != "torch":  # its bundle has no table
+        assert list(found.items) == order
+    assert len(found.items) == 6
+    assert ITEMS[4] not in found.items
+
+
+def test_similar_items_of_a_model_without_vectors_follow_the_item(exported: Exported) -> None:
+    engine = open_bundle(exported(toys.original("ease")))
+    assert engine.similar(ITEMS[4], 6) == engine.recommend([Request(history=(ITEMS[4],))], 6)[0]
+    assert engine.similar("no such item").items == ()

@@ -5,29 +5,24 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from recfit import bundle as bundles
+from recfit.engine._reading import Asked, Reader
+from recfit.engine._similar import item_table, nearest
 from recfit.registry import find
 from recfit.runtimes import Batch, Rescorer, Scorer, StageSpec
+from recfit.tables import Table
 from recfit.topk import Found, best, first, top_k
 from recfit.types import BundleError, ConfigError, FloatArray, IntArray, Recommendation, Request, Rows
 
-_NONE = np.empty(0, np.int32)
 _NO_ROWS = np.empty(0, np.int64)
 # Items that `exhaustive` scores in one run: bounds the memory of their rows.
 CHUNK = 32_768
-
-
-class Asked(NamedTuple):
-    """A request as rows: the user's (-1 unknown), the history, oldest first, and what must not be shown besides."""
-
-    user: int
-    history: Rows
-    excluded: Rows
 
 
 class Engine:
@@ -35,8 +30,7 @@ class Engine:
 
     def __init__(self, bundle: bundles.Bundle) -> None:
         self.bundle = bundle
-        self._user_rows = {user: row for row, user in enumerate(bundle.user_ids)}
-        self._item_rows = {item: row for row, item in enumerate(bundle.item_ids)}
+        self._read = Reader(bundle)
         stages = bundle.stages
         self._retrieve: Scorer = _opened(bundle, "retrieve")
         self._rank: Rescorer | None = _opened(bundle, "rank") if "rank" in stages else None
@@ -49,13 +43,13 @@ class Engine:
         return self.bundle.manifest
 
     def known_user(self, user_id: str) -> bool:
-        return user_id in self._user_rows
+        return user_id in self._read.users
 
     def known_item(self, item_id: str) -> bool:
-        return item_id in self._item_rows
+        return item_id in self._read.items
 
     def title(self, item_id: str) -> str | None:
-        row = self._item_rows.get(item_id)
+        row = self._read.items.get(item_id)
         return None if row is None or self.bundle.titles is None else self.bundle.titles[row]
 
     def warm_up(self, rounds: int = 20) -> None:
@@ -64,35 +58,34 @@ class Engine:
         for length in lengths:
             request = Request(history=self.bundle.item_ids[:length])
             self.recommend([request])
-            self._scored([self._asked(request)], 10)  # a cache may have answered
+            self._scored([self._read.asked(request)], 10, {})  # a cache may have answered
 
-    def recommend(self, requests: Sequence[Request], k: int = 10) -> list[Recommendation]:
-        """The `k` >= 1 best unseen items for every request, best first; fewer where the catalogue has no more."""
+    def recommend(
+        self, requests: Sequence[Request], k: int = 10, *, spent: dict[str, float] | None = None
+    ) -> list[Recommendation]:
+        """The `k` >= 1 best unseen items for every request, best first; fewer where the catalogue has no more.
+
+        `spent`, where it is given, is filled with the milliseconds of every stage that ran.
+        """
         if k < 1:
             raise ConfigError(f"k = {k}; ask for at least 1 item")
-        asked = [self._asked(request) for request in requests]
-        ready = [self._cached(one, k) or self._fallback(one, k) for one in asked]
-        scored = iter(self._scored([one for one, answer in zip(asked, ready, strict=True) if answer is None], k))
+        asked = [self._read.asked(request) for request in requests]
+        ready = [self._ready(one, k) for one in asked]
+        left = [one for one, answer in zip(asked, ready, strict=True) if answer is None]
+        scored = iter(self._scored(left, k, {} if spent is None else spent))
         return [answer or next(scored) for answer in ready]
 
-    def _asked(self, request: Request) -> Asked:
-        user = -1 if request.user_id is None else self._user_rows.get(request.user_id, -1)
-        if request.history is not None:
-            history = self._rows(request.history)
-        else:
-            history = self.bundle.histories[user] if user >= 0 else _NONE
-        return Asked(user, history, self._rows(request.exclude) if request.exclude else _NONE)
-
-    def _rows(self, ids: Sequence[str]) -> Rows:
-        """Rows of the known ids; unknown ones carry no signal and are skipped."""
-        get = self._item_rows.get
-        return np.array([row for item in ids if (row := get(item)) is not None], np.int32)
+    def _ready(self, asked: Asked, k: int) -> Recommendation | None:
+        """An answer that needs no scan of the catalogue, if there is one."""
+        return self._cached(asked, k) or self._fallback(asked, k) or self._judged(asked, k)
 
     def _cached(self, asked: Asked, k: int) -> Recommendation | None:
         """The precomputed list of the user, or of what was last seen, less what was seen or excluded; None if it is too
         old or too short."""
         cache = self.bundle.cache
-        if cache is None or time.time() > self._cache_ends:
+        if cache is None or asked.only is not None or time.time() > self._cache_ends:
+            return None
+        if asked.fresh and not cache.depth:  # the user's list knows nothing of what happened since
             return None
         line = cache.find(asked.user, asked.history)
         if line is None:
@@ -104,17 +97,36 @@ class Engine:
         """The most popular items for a request that tells the model nothing, else None."""
         if len(asked.history) or (asked.user >= 0 and not self._reads_history):
             return None
-        items = self.bundle.fallback[: k + len(asked.excluded)]
+        items = self.bundle.fallback
+        items = items[: k + len(asked.excluded)] if asked.only is None else items[np.isin(items, asked.only)]
         rows = items[first(items, k, asked.excluded)]
         return self._answer(rows, -np.arange(len(rows), dtype=np.float32), "fallback")
 
-    def _scored(self, asked: Sequence[Asked], k: int) -> list[Recommendation]:
+    def _judged(self, asked: Asked, k: int) -> Recommendation | None:
+        """The best of the items that the request names, by the deciding stage."""
+        if asked.only is None:
+            return None
+        rows = np.setdiff1d(asked.only, asked.gone).astype(np.int64)
+        if not len(rows):
+            return self._answer(rows, np.empty(0, np.float32), "model")
+        at, scores = top_k(self._decides.rescore(self._batch([asked]), rows[None])[0], k)
+        return self._answer(rows[at], scores, "model")
+
+    @property
+    def _decides(self) -> Rescorer:
+        """The stage that has the last word."""
+        return self._rank or self._retrieve
+
+    def _scored(self, asked: Sequence[Asked], k: int, spent: dict[str, float]) -> list[Recommendation]:
         if not asked:
             return []
-        batch, gone = self._batch(asked), [_gone(one) for one in asked]
+        begin = time.perf_counter()
+        batch, gone = self._batch(asked), [one.gone for one in asked]
         found = self._retrieve.top(batch, self._width(k), gone)
+        spent["retrieve"] = (time.perf_counter() - begin) * 1e3
         if self._rank is not None:
             found = self._ranked(batch, found, k)
+            spent["rank"] = (time.perf_counter() - begin) * 1e3 - spent["retrieve"]
         return [self._answer(rows, scores, "model") for rows, scores in found]
 
     def _width(self, k: int) -> int:
@@ -123,35 +135,43 @@ class Engine:
 
     def score(self, request: Request, items: Sequence[str]) -> FloatArray:
         """What the deciding stage gives each of `items`, seen or not, float32 [len(items)]; NaN for an item that is not
-        known, and for all where the request tells the model nothing. Raises `ConfigError` where the runtime gives whole
-        lists only."""
-        asked = self._asked(request)
-        rows = np.array([[self._item_rows.get(item, -1) for item in items]], np.int64)
+        known, and for all where the request tells the model nothing."""
+        asked = self._read.asked(request)
+        rows = np.array([[self._read.items.get(item, -1) for item in items]], np.int64)
         if not items or self._fallback(asked, 1):
             return np.full(len(items), np.nan, np.float32)
-        decides: Any = self._rank or self._retrieve
-        if not hasattr(decides, "rescore"):
-            name = self.bundle.stages["retrieve"].runtime
-            raise ConfigError(f"runtime {name!r} finds the best items and scores no single ones; export it for 'ort'")
-        found: FloatArray = decides.rescore(self._batch([asked]), np.maximum(rows, 0))[0]
+        found: FloatArray = self._decides.rescore(self._batch([asked]), np.maximum(rows, 0))[0]
         return np.where(rows[0] >= 0, found, np.float32(np.nan))
+
+    def similar(self, item_id: str, k: int = 10) -> Recommendation:
+        """The `k` items most like this one, best first: by the cosine of their vectors, or, where the model has none, as the
+        next item of somebody who has seen nothing else. None for an item that is not known."""
+        row = self._read.items.get(item_id)
+        if row is None:
+            return Recommendation((), (), "fallback")
+        if self._table is None:
+            return self.recommend([Request(history=(item_id,))], k)[0]
+        return self._answer(*nearest(self._table, self.bundle.n_items, row, k), "model")
+
+    @cached_property
+    def _table(self) -> Table | None:
+        return item_table(self.bundle)
 
     def candidates(self, request: Request, k: int = 10) -> IntArray:
         """The item rows that reach the deciding stage for a list of `k`; none where no model answers."""
-        asked = self._asked(request)
+        asked = self._read.asked(request)
         if self._fallback(asked, k):
             return _NO_ROWS
-        return self._retrieve.top(self._batch([asked]), self._width(k), [_gone(asked)])[0][0]
+        return self._retrieve.top(self._batch([asked]), self._width(k), [asked.gone])[0][0]
 
     def exhaustive(self, request: Request, k: int = 10) -> IntArray:
         """The item rows of the list that the deciding stage gives if all items reach it; none where no model answers."""
-        asked = self._asked(request)
+        asked = self._read.asked(request)
         if self._fallback(asked, k):
             return _NO_ROWS
         batch, rows = self._batch([asked]), np.arange(self.bundle.n_items)[None]
-        decides: Any = self._rank or self._retrieve
-        parts = [decides.rescore(batch, rows[:, at : at + CHUNK]) for at in range(0, rows.shape[1], CHUNK)]
-        return best(np.concatenate(parts, axis=1), k, [_gone(asked)])[0][0]
+        parts = [self._decides.rescore(batch, rows[:, at : at + CHUNK]) for at in range(0, rows.shape[1], CHUNK)]
+        return best(np.concatenate(parts, axis=1), k, [asked.gone])[0][0]
 
     def _ranked(self, batch: Batch, retrieved: Sequence[Found], k: int) -> list[Found]:
         """The best of what the first stage found, re-scored by the second."""
@@ -175,11 +195,6 @@ class Engine:
     def _answer(self, rows: IntArray | Rows, scores: FloatArray, source: str) -> Recommendation:
         ids = self.bundle.item_ids
         return Recommendation(tuple([ids[row] for row in rows.tolist()]), tuple(scores.tolist()), source)
-
-
-def _gone(asked: Asked) -> Rows:
-    """What must not be shown."""
-    return np.concatenate((asked.history, asked.excluded)) if len(asked.excluded) else asked.history
 
 
 def open_bundle(path: Path | str) -> Engine:

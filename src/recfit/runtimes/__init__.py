@@ -1,10 +1,10 @@
 """Runtimes: one file each, the file's name is its key in a bundle; it runs a stage's model and answers with scores.
 
 A runtime's file offers `open_scorer(directory, stage, threads) -> Scorer`, and, where it does not read a stage as it is
-exported, `convert(directory, stage)`, which replaces the files there by what it reads. Where its scorers are no
-`Rescorer`, `RESCORER` names the runtime that re-scores in its place. Where it does not run every format of `graphs/`,
-`GRAPHS` names those that it runs; where it does not run every stage, `check(kind, table, tied)` raises `Unsupported` for
-one that it does not, before anything is trained.
+exported, `convert(directory, stage)`, which replaces the files there by what it reads. Where its scorers score single items
+by scoring all of them, `RESCORER` names the runtime that takes its place in a second stage. Where it does not run every
+format of `graphs/`, `GRAPHS` names those that it runs; where it does not run every stage, `check(kind, table, tied)` raises
+`Unsupported` for one that it does not, before anything is trained.
 """
 
 from __future__ import annotations
@@ -70,17 +70,17 @@ class Batch:
         return arrays
 
 
-class Scorer(Protocol):
-    """A stage, ready to run. It answers with new arrays, which the caller may write to."""
-
-    def top(self, batch: Batch, k: int, gone: Sequence[Rows]) -> list[Found]:
-        """For every request its `k` >= 1 best items that are not in its `gone`; fewer where there are no more."""
-        ...
-
-
 class Rescorer(Protocol):
-    """A stage that judges the candidates of another one."""
+    """A stage, ready to judge given items. It answers with new arrays, which the caller may write to."""
 
     def rescore(self, batch: Batch, candidates: IntArray) -> FloatArray:
         """The scores of candidate rows int64 [B, C], float32 [B, C]; row -1 is padding and may score anything."""
+        ...
+
+
+class Scorer(Rescorer, Protocol):
+    """A stage that finds the best items too."""
+
+    def top(self, batch: Batch, k: int, gone: Sequence[Rows]) -> list[Found]:
+        """For every request its `k` >= 1 best items that are not in its `gone`; fewer where there are no more."""
         ...

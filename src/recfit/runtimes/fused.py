@@ -22,7 +22,10 @@ from recfit.topk import Found
 from recfit.types import FloatArray, IntArray, Rows, Unsupported
 
 FUSED = "fused.onnx"
-RESCORER = "ort"  # a fused graph gives lists
+RESCORER = "ort"  # a fused graph gives lists: it scores single items by listing all
+
+
+_NOTHING = np.empty(0, np.int32)
 
 
 def check(kind: str, table: str, tied: bool) -> None:
@@ -128,6 +131,12 @@ class Fused:
         width = np.array([min(k, self._spec.n_items)])
         values, rows = self._session.run(None, {**inputs, "gone": _pairs(gone), "k": width})
         return [_alive(*found) for found in zip(rows, values, strict=True)]
+
+    def rescore(self, batch: Batch, candidates: IntArray) -> FloatArray:
+        scores = np.full((len(batch), self._spec.n_items), -np.inf, np.float32)
+        for line, (rows, values) in zip(scores, self.top(batch, scores.shape[1], [_NOTHING] * len(batch)), strict=True):
+            line[rows] = values
+        return np.take_along_axis(scores, np.maximum(candidates, 0), axis=1)
 
 
 def _pairs(gone: Sequence[Rows]) -> IntArray:
