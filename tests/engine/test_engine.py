@@ -112,6 +112,21 @@ def test_a_mixed_batch_keeps_its_order(engine: Engine) -> None:
     assert [engine.recommend([one], 3)[0].items for one in asked] == [answer.items for answer in answers]
 
 
+@pytest.mark.parametrize("graph", ["float32", "int8", "int8_block", "int8_static", "int4", "codebook"])
+@pytest.mark.parametrize("runtime", ["ort", "fused"])
+def test_requests_of_a_batch_are_answered_as_if_they_came_alone(exported: Exported, graph: str, runtime: str) -> None:
+    pipeline = toys.original("sasrec")
+    engine = open_bundle(
+        exported(replace(pipeline, retrieve=replace(pipeline.main, graph=graph), runtime=RuntimePlan(runtime)))
+    )
+    requests = [Request(user) for user in USERS[:20]] + [Request(), Request(history=ITEMS[:3])]
+    together = engine.recommend(requests)
+    for request, answer in zip(requests, together, strict=True):
+        (single,) = engine.recommend([request])
+        assert answer.items == single.items
+        np.testing.assert_allclose(answer.scores, single.scores, rtol=1e-4, atol=1e-5)
+
+
 def test_ties_go_to_the_lower_row(tmp_path: Path) -> None:
     engine = small([1, 3, 2, 3, 2, 3], tmp_path)
     answer = engine.recommend([Request("a")], 4)[0]

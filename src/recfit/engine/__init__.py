@@ -34,6 +34,7 @@ class Engine:
         stages = bundle.stages
         self._retrieve: Scorer = _opened(bundle, "retrieve")
         self._rank: Rescorer | None = _opened(bundle, "rank") if "rank" in stages else None
+        self._alone = any(spec.alone for spec in stages.values())
         self._reads_history = "history" in stages["retrieve"].inputs
         self._codes = _feature_codes(bundle, stages)
         self._cache_ends = 0.0 if bundle.cache is None else _created(bundle) + bundle.cache.ttl_seconds
@@ -120,6 +121,8 @@ class Engine:
     def _scored(self, asked: Sequence[Asked], k: int, spent: dict[str, float]) -> list[Recommendation]:
         if not asked:
             return []
+        if self._alone and len(asked) > 1:
+            return [self._scored([one], k, spent)[0] for one in asked]
         begin = time.perf_counter()
         batch, gone = self._batch(asked), [one.gone for one in asked]
         found = self._retrieve.top(batch, self._width(k), gone)

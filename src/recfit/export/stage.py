@@ -39,6 +39,7 @@ def write_stage(name: str, directory: Path, pipeline: Pipeline, around: Surround
         models.save(stage.model, directory / "model")
         return spec
     spec, feed = _write_float32(stage, spec, around, directory)
+    spec = replace(spec, alone=getattr(find("graphs", stage.graph), "ALONE", False))
     if report and stage.graph != "float32":
         _write_report(stage, directory, feed)
     graphs.convert(directory / GRAPH, stage.graph, stage.graph_options, feed)

@@ -5,6 +5,7 @@ A format's file offers
 * `Config`: a frozen dataclass of its settings; where it quantizes, `skip` names the layers that stay float32;
 * `convert(path, config, feed)`: rewrites the float32 graph at `path`, or refuses with `Unsupported` one in which it finds
   nothing to store in fewer bits. `feed()` gives inputs of the graph, for formats that look at activations;
+* `ALONE = True` where activations of requests that run together share numbers, so that each must run alone;
 * `weights(graph, layer)`: what a converted graph keeps of a layer's weights, widened to float32.
 
 A *layer* is a node of the graph that meets a matrix of constants: a product with it, or a look-up of its rows.

@@ -18,6 +18,8 @@ from recfit.graphs._quantizer import GRANULARITIES, named, quiet, stored
 from recfit.options import check_choice
 from recfit.types import FloatArray
 
+ALONE = True
+
 
 @dataclass(frozen=True)
 class Config:

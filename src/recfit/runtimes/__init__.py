@@ -24,7 +24,8 @@ class StageSpec:
     """How a stage is stored in a bundle (`pipeline.retrieve` and `pipeline.rank` of the manifest).
 
     `kind` is `encoder` or `ranker`; `inputs` what its graph takes; `max_history` how much history it reads;
-    `tied` that it reads the table's rows of the history; `table` the format and settings of an encoder's table.
+    `tied` that it reads the table's rows of the history; `table` the format and settings of an encoder's table; `alone` that
+    requests which run together would change each other's answers, so that each runs alone.
     """
 
     kind: str
@@ -35,6 +36,7 @@ class StageSpec:
     tied: bool = False
     table: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    alone: bool = False
 
 
 @dataclass(frozen=True)
