@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from recfit.types import Recommendation, Request
+import numpy as np
+
+from recfit.types import FloatArray, Recommendation, Request
 
 ITEMS = tuple(f"i{n}" for n in range(50))
 
@@ -25,14 +27,30 @@ class FakeEngine:
             "promise": {"p99_ms": 1.5},
         }
 
-    def recommend(self, requests: Sequence[Request], k: int = 10) -> list[Recommendation]:
+    def recommend(
+        self, requests: Sequence[Request], k: int = 10, *, spent: dict[str, float] | None = None
+    ) -> list[Recommendation]:
+        if spent is not None:
+            spent["retrieve"] = 0.5
         return [self._answer(request, k) for request in requests]
+
+    def score(self, request: Request, items: Sequence[str]) -> FloatArray:
+        self.during(request)
+        places = {item: 1.0 / (1 + at) for at, item in enumerate(ITEMS)}
+        return np.array([places.get(item, np.nan) for item in items], np.float32)
+
+    def similar(self, item_id: str, k: int = 10) -> Recommendation:
+        return self.recommend([Request(history=(item_id,))], k)[0]
+
+    def known_item(self, item_id: str) -> bool:
+        return item_id in ITEMS
 
     def _answer(self, request: Request, k: int) -> Recommendation:
         self.during(request)
-        gone = {*(request.history or ()), *request.exclude}
-        items = tuple(item for item in ITEMS if item not in gone)[:k]
-        known = request.history or request.user_id in ("u1", "7")
+        gone = {*(request.history or ()), *request.exclude, *request.recent}
+        allowed = ITEMS if request.candidates is None else [item for item in ITEMS if item in request.candidates]
+        items = tuple(item for item in allowed if item not in gone)[:k]
+        known = request.history or request.recent or request.user_id in ("u1", "7")
         return Recommendation(items, tuple(1 / (n + 1) for n in range(len(items))), "model" if known else "fallback")
 
     def title(self, item_id: str) -> str | None:

@@ -131,11 +131,11 @@ def test_metrics_count_requests_by_source_and_status(call) -> None:
     found = samples(answer.text)
     requests = {labels: value for (name, labels), value in found.items() if name == "recfit_requests_total"}
     assert requests == {
-        (("source", "model"), ("status", "200")): 2,
-        (("source", "fallback"), ("status", "200")): 1,
-        (("source", "none"), ("status", "422")): 1,
+        (("route", PATH), ("source", "model"), ("status", "200")): 2,
+        (("route", PATH), ("source", "fallback"), ("status", "200")): 1,
+        (("route", PATH), ("source", "none"), ("status", "422")): 1,
     }
-    assert found["recfit_request_seconds_count", (("source", "model"),)] == 2
+    assert found["recfit_request_seconds_count", (("route", PATH), ("source", "model"))] == 2
     assert found["recfit_requests_in_flight", ()] == 0
     assert found["recfit_bundle_info", (("id", "b0c1"), ("name", "toy"), ("recipe", "r9"))] == 1
     assert found["process_resident_memory_bytes", ()] > 1e6
@@ -192,22 +192,29 @@ def test_openapi_has_what_version_3_1_requires(document) -> None:
 
 def test_openapi_references_resolve(document) -> None:
     references = re.findall(r'"\$ref": "#/components/schemas/(\w+)"', json.dumps(document))
-    assert len(references) > 8
+    assert len(references) > 20
     assert set(references) == document["components"]["schemas"].keys()
 
 
 def test_openapi_tells_every_route_and_only_routes(document, call) -> None:
     app = make_app(FakeEngine())
+    bodies = {
+        "/v1/recommend": {"user_id": "u1"},
+        "/v1/recommend/batch": {"requests": [{"user_id": "u1"}]},
+        "/v1/score": {"user_id": "u1", "items": ["i1"]},
+        "/v1/events": {"events": [{"user_id": "u1", "item_id": "i1"}]},
+    }
     for method, path, _ in operations(document):
-        assert call(app, method.upper(), path, json={"user_id": "u1"}).status_code == 200
-    paths = {"/v1/recommend", "/v1/bundle", "/healthz", "/readyz", "/metrics", "/openapi.json"}
-    assert document["paths"].keys() == paths
+        body = {"json": bodies[path]} if method == "post" else {}
+        assert call(app, method.upper(), path.replace("{item_id}", "i1"), **body).status_code == 200
+    others = {"/v1/similar/{item_id}", "/v1/bundle", "/healthz", "/readyz", "/metrics", "/openapi.json"}
+    assert document["paths"].keys() == {*bodies, *others}
 
 
 def test_openapi_says_what_the_decoder_does(document) -> None:
     schemas = document["components"]["schemas"]
     asked = schemas["RecommendRequest"]
-    assert asked["properties"].keys() == {"user_id", "history", "k", "exclude"}
+    assert asked["properties"].keys() == {"user_id", "history", "k", "exclude", "candidates", "explain"}
     assert asked["additionalProperties"] is False
     k = asked["properties"]["k"]
     assert (k["type"], k["minimum"], k["maximum"], k["default"]) == ("integer", 1, 1000, 10)

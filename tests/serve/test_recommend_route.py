@@ -96,7 +96,7 @@ INVALID = [
     ("[]", None, "expected `object`, got `array`"),
     ("null", None, "expected `object`, got `null`"),
     ('"u1"', None, "got `str`"),
-    ('{"user_id":"u1","top":3}', "top", "user_id, history, k, exclude"),
+    ('{"user_id":"u1","top":3}', "top", "user_id, history, k, exclude, candidates, explain"),
     ('{"we`ird - at `$.k`":1}', "we`ird - at `$.k`", "there is no field"),
     ('{"user_id":true}', "user_id", "got `bool`"),
     ('{"user_id":1.5}', "user_id", "got `float`"),
@@ -181,7 +181,7 @@ def test_a_client_that_leaves_early_is_counted_and_not_answered(call) -> None:
     app = make_app(FakeEngine())
     assert asgi(app, [part(b"{", True), {"type": "http.disconnect"}]) == []
     metrics = call(app, "GET", "/metrics").text
-    assert 'recfit_requests_total{source="none",status="499"} 1.0' in metrics
+    assert 'recfit_requests_total{route="/v1/recommend",source="none",status="499"} 1.0' in metrics
     assert "recfit_requests_in_flight 0.0" in metrics
 
 

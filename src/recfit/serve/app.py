@@ -1,4 +1,4 @@
-"""The HTTP app of one bundle: the hot route as bare ASGI, everything else through Starlette.
+"""The HTTP app of one bundle: routes that take bodies as bare ASGI, everything else through Starlette.
 
 The engine runs on the event loop, unless a pool of threads is asked for. Handing a request to a thread and back costs
 0.1 ms. Measured with wrk on two shared cores, HTTP included, an engine of 0.1 ms that releases the interpreter lock:
@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 
 from starlette.applications import Starlette
@@ -24,10 +23,13 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from recfit.serve import openapi
+from recfit.serve.batcher import Batcher
+from recfit.serve.events import Events, SqliteEvents
+from recfit.serve.http import Post, Reply, request_id
 from recfit.serve.metrics import CONTENT_TYPE, Metrics
-from recfit.serve.recommend import Ask, Recommend, Recommender
 from recfit.serve.schema import Health, HttpError, describe, encode
-from recfit.types import Recommendation, Request
+from recfit.serve.service import Recommender, Service
+from recfit.types import Request
 
 log = logging.getLogger("recfit.serve")
 
@@ -35,22 +37,33 @@ READY_TIMEOUT_S = 1.0
 Endpoint = Callable[[HttpRequest], Awaitable[Response]]
 
 
-def make_app(engine: Recommender, *, threads: int = 0, draining: Event | None = None) -> ASGIApp:
-    """The app that answers from `engine`, on the event loop or in a pool of `threads`.
+def make_app(
+    engine: Recommender, *, threads: int = 0, draining: Event | None = None, events: Events | None = None
+) -> ASGIApp:
+    """The app that answers from `engine`, on the event loop or in a pool of `threads`; `events` is what users did since
+    (in memory where it is not given).
 
     Once `draining` is set `/readyz` answers 503 and recommendations ask their clients to connect anew.
     Raises whatever the engine raises at its first recommendations: an engine that can't answer is not served.
     """
     draining = draining or Event()
-    metrics = Metrics(engine.manifest)
-    ask = in_pool(engine, threads) if threads else on_loop(engine)
-    recommend = Recommend(engine, ask, metrics, draining)
+    metrics, batcher = Metrics(engine.manifest), Batcher(engine, threads)
+    metrics.watch(batcher.oldest_s)
+    service = Service(engine, batcher, events or SqliteEvents())
+    bodies = {
+        "/v1/recommend": service.recommend,
+        "/v1/recommend/batch": service.batch,
+        "/v1/score": service.score,
+        "/v1/events": service.record,
+    }
+    posts = {path: Post(path, answer, metrics, draining) for path, answer in bodies.items()}
     cold = Starlette(
         routes=[
-            Route("/v1/recommend", recommend, methods=["POST"]),
+            *(Route(path, post, methods=["POST"]) for path, post in posts.items()),
+            Route("/v1/similar/{item_id:path}", similar(service)),
             Route("/v1/bundle", fixed(describe(engine.manifest))),
             Route("/healthz", fixed(encode(Health("ok")))),
-            Route("/readyz", readiness(ask, canary(engine), draining)),
+            Route("/readyz", readiness(batcher, canary(engine), draining)),
             Route("/metrics", exposition(metrics)),
             Route("/openapi.json", fixed(openapi.document())),
         ],
@@ -59,30 +72,10 @@ def make_app(engine: Recommender, *, threads: int = 0, draining: Event | None = 
     cold.router.redirect_slashes = False
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        hot = scope["type"] == "http" and scope["path"] == "/v1/recommend" and scope["method"] == "POST"
-        await (recommend if hot else cold)(scope, receive, send)
+        hot = posts.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        await (hot or cold)(scope, receive, send)
 
     return app
-
-
-def on_loop(engine: Recommender) -> Ask:
-    """Run the engine where the request is read."""
-
-    async def ask(request: Request, k: int) -> Recommendation:
-        return engine.recommend([request], k)[0]
-
-    return ask
-
-
-def in_pool(engine: Recommender, threads: int) -> Ask:
-    """Run the engine in `threads` threads, so that the loop stays free and calls overlap."""
-    pool = ThreadPoolExecutor(threads, "recfit-engine")
-
-    async def ask(request: Request, k: int) -> Recommendation:
-        loop = asyncio.get_running_loop()
-        return (await loop.run_in_executor(pool, engine.recommend, [request], k))[0]
-
-    return ask
 
 
 def canary(engine: Recommender) -> Request:
@@ -90,7 +83,21 @@ def canary(engine: Recommender) -> Request:
     return Request(history=engine.recommend([Request(history=())], 5)[0].items)
 
 
-def readiness(ask: Ask, probe: Request, draining: Event) -> Endpoint:
+def similar(service: Service) -> Endpoint:
+    async def endpoint(request: HttpRequest) -> Response:
+        k = request.query_params.get("k", "10")
+        try:
+            if not (k.isascii() and k.isdecimal() and 1 <= int(k) <= 1000):
+                raise HttpError(422, "invalid_request", f"k = {k[:20]!r}; ask for 1 to 1000 items", "k")
+            found: Reply = await service.similar(request.path_params["item_id"], int(k), request_id())
+        except HttpError as refused:
+            return as_response(refused)
+        return Response(found.body, media_type="application/json")
+
+    return endpoint
+
+
+def readiness(batcher: Batcher, probe: Request, draining: Event) -> Endpoint:
     """Ready means: a recommendation was made just now, by the way that every request takes."""
 
     async def endpoint(_: HttpRequest) -> Response:
@@ -98,7 +105,7 @@ def readiness(ask: Ask, probe: Request, draining: Event) -> Endpoint:
             return as_response(HttpError(503, "draining", "the server is about to stop; send requests to another one"))
         try:
             async with asyncio.timeout(READY_TIMEOUT_S):
-                await ask(probe, 10)
+                await batcher.ask(probe, 10)
         except Exception:
             log.exception("the canary recommendation failed")
             return as_response(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from prometheus_client import (
@@ -31,23 +31,33 @@ class Metrics:
         bundle.info({"name": manifest["name"], "id": manifest["bundle_id"], "recipe": manifest["recipe"]["id"]})
         self.in_flight = Gauge("recfit_requests_in_flight", "Requests being answered now", registry=self.registry)
         self._requests = Counter(
-            "recfit_requests", "Answered by source and HTTP status", ("source", "status"), registry=self.registry
+            "recfit_requests",
+            "Answered, by route, source and HTTP status",
+            ("route", "source", "status"),
+            registry=self.registry,
         )
         self._seconds = Histogram(
             "recfit_request_seconds",
-            "From the request's head read to its answer written, by source",
-            ("source",),
+            "From the request's head read to its answer written, by route and source",
+            ("route", "source"),
             buckets=BUCKETS,
             registry=self.registry,
         )
-        self._children: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
+        self._oldest = Gauge(
+            "recfit_oldest_queued_seconds", "How long the first in the queue has waited", registry=self.registry
+        )
+        self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
-    def count(self, source: str, status: int, seconds: float) -> None:
+    def watch(self, oldest_s: Callable[[], float]) -> None:
+        """Show the age of the queue, which is asked for when somebody looks."""
+        self._oldest.set_function(oldest_s)
+
+    def count(self, route: str, source: str, status: int, seconds: float) -> None:
         """One request answered; `source` is `none` where no recommendation was made."""
-        child = self._children.get((source, status))
+        child = self._children.get((route, source, status))
         if child is None:
-            child = self._requests.labels(source, str(status)), self._seconds.labels(source)
-            self._children[source, status] = child
+            child = self._requests.labels(route, source, str(status)), self._seconds.labels(route, source)
+            self._children[route, source, status] = child
         child[0].inc()
         child[1].observe(seconds)
 

@@ -7,15 +7,40 @@ from typing import Any
 
 import msgspec
 
-from recfit.serve.schema import BundleResponse, ErrorResponse, Health, RecommendRequest, RecommendResponse
+from recfit.serve.schema import (
+    BatchRequest,
+    BatchResponse,
+    BundleResponse,
+    ErrorResponse,
+    EventsRequest,
+    EventsResponse,
+    Health,
+    RecommendRequest,
+    RecommendResponse,
+    ScoreRequest,
+    ScoreResponse,
+)
 
 Schema = dict[str, Any]
 
-STRUCTS = (RecommendRequest, RecommendResponse, ErrorResponse, BundleResponse, Health)
+POSTS: dict[str, tuple[str, str, type, type]] = {
+    "/v1/recommend": ("recommend", "The best items for a user or a history", RecommendRequest, RecommendResponse),
+    "/v1/recommend/batch": ("recommend_batch", "Several recommendations at once", BatchRequest, BatchResponse),
+    "/v1/score": ("score", "Scores of given items", ScoreRequest, ScoreResponse),
+    "/v1/events": ("record", "What users did; their next request sees it", EventsRequest, EventsResponse),
+}
+"""Operation, summary, and the structs of request and answer."""
+STRUCTS = (
+    *dict.fromkeys(struct for _, _, asked, answered in POSTS.values() for struct in (asked, answered)),
+    ErrorResponse,
+    BundleResponse,
+    Health,
+)
 ERRORS = {
     "400": "The body is not JSON",
+    "404": "The bundle does not know the item",
     "413": "The body is over 64 KiB",
-    "422": "The body is JSON and not a request; `field` names the part",
+    "422": "It is no request; `field` names the part",
     "500": "The engine failed",
     "503": "Not ready: the canary failed, or the server is about to stop",
 }
@@ -37,15 +62,25 @@ def document() -> bytes:
 
 def _paths(schema: dict[type, Schema]) -> Schema:
     error = schema[ErrorResponse]
-    recommend = _operation("recommend", "The best items for a user or a history", _json(schema[RecommendResponse]))
-    recommend["requestBody"] = {"required": True, "content": _json(schema[RecommendRequest])}
-    recommend["responses"] |= _errors(error, "400", "413", "422", "500")
+    posts = {}
+    for path, (name, summary, asked, answered) in POSTS.items():
+        operation = _operation(name, summary, _json(schema[answered]))
+        operation["requestBody"] = {"required": True, "content": _json(schema[asked])}
+        operation["responses"] |= _errors(error, "400", "413", "422", "500")
+        posts[path] = {"post": operation}
+    similar = _operation("similar", "The items most like an item", _json(schema[RecommendResponse]))
+    similar["parameters"] = [
+        {"name": "item_id", "in": "path", "required": True, "schema": {"type": "string"}},
+        {"name": "k", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 10}},
+    ]
+    similar["responses"] |= _errors(error, "404", "422", "500")
     ready = _operation("ready", "A recommendation was just made", _json(schema[Health]))
     ready["responses"] |= _errors(error, "503")
     bundle = _operation("bundle", "The recipe and the promise of the bundle", _json(schema[BundleResponse]))
     text = {"text/plain": {"schema": {"type": "string"}}}
     return {
-        "/v1/recommend": {"post": recommend},
+        **posts,
+        "/v1/similar/{item_id}": {"get": similar},
         "/v1/bundle": {"get": bundle},
         "/healthz": {"get": _operation("health", "The process is alive", _json(schema[Health]))},
         "/readyz": {"get": ready},

@@ -14,7 +14,7 @@ import uvicorn
 
 from recfit.engine import open_bundle
 from recfit.serve.app import make_app
-from recfit.serve.recommend import Recommender
+from recfit.serve.service import Recommender
 from recfit.types import ConfigError
 
 KEEP_ALIVE_S = 75

@@ -3,33 +3,84 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
 
-from recfit.types import Recommendation, Request
+from recfit.types import Request
+
+S = TypeVar("S", bound=msgspec.Struct)
+A = TypeVar("A", "RecommendRequest", "ScoreRequest")
 
 MAX_BODY = 64 * 1024
 """Bytes of a request's body; about a history of 5,000 ids."""
 
 
+UserId = Annotated[
+    str | int | None, Meta(description="An id of the bundle's data; an unknown one is answered from the fallback list")
+]
+History = Annotated[
+    tuple[str, ...] | None,
+    Meta(description="Item ids, oldest first; wins over what the bundle and the server know of the user"),
+]
+MOST_REQUESTS, MOST_EVENTS = 256, 1000
+
+
 class RecommendRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Who asks, and for how many items. At least one of `user_id` and `history` is given."""
 
-    user_id: Annotated[
-        str | int | None,
-        Meta(description="An id of the bundle's data; an unknown one is answered from the fallback list"),
-    ] = None
-    history: Annotated[
-        tuple[str, ...] | None, Meta(description="Item ids, oldest first; wins over what the bundle knows of the user")
-    ] = None
+    user_id: UserId = None
+    history: History = None
     k: Annotated[int, Meta(ge=1, le=1000, description="How many items to return at most")] = 10
     exclude: Annotated[tuple[str, ...], Meta(description="Item ids that must not be returned")] = ()
+    candidates: Annotated[
+        tuple[str, ...] | None, Meta(description="Rank these items and no others; what was seen is left out")
+    ] = None
+    explain: Annotated[bool, Meta(description="Tell the milliseconds of every stage; the request then runs alone")] = (
+        False
+    )
 
     def request(self) -> Request:
-        user_id = self.user_id
-        return Request(None if user_id is None else str(user_id), self.history, self.exclude)
+        return Request(_text(self.user_id), self.history, self.exclude, candidates=self.candidates)
+
+
+class BatchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Several requests, answered in their order."""
+
+    requests: Annotated[tuple[RecommendRequest, ...], Meta(min_length=1, max_length=MOST_REQUESTS)]
+
+
+class ScoreRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who asks, and the items that are to be scored. At least one of `user_id` and `history` is given."""
+
+    items: Annotated[tuple[str, ...], Meta(description="Item ids, seen or not")]
+    user_id: UserId = None
+    history: History = None
+
+    def request(self) -> Request:
+        return Request(_text(self.user_id), self.history)
+
+
+class Happened(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Somebody met an item."""
+
+    user_id: Annotated[str | int, Meta(description="An id of the bundle's data, or of somebody new")]
+    item_id: str
+
+    @property
+    def user(self) -> str:
+        return str(self.user_id)
+
+
+class EventsRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What users did, oldest first."""
+
+    events: Annotated[tuple[Happened, ...], Meta(min_length=1, max_length=MOST_EVENTS)]
+
+
+def _text(user_id: str | int | None) -> str | None:
+    return None if user_id is None else str(user_id)
 
 
 class ScoredItem(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -40,12 +91,30 @@ class ScoredItem(msgspec.Struct, frozen=True, omit_defaults=True):
     title: str | None = None
 
 
-class RecommendResponse(msgspec.Struct, frozen=True):
-    """The items, best first, with the bundle and the part of it that answered."""
+class RecommendResponse(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The items, best first, with the bundle and the part of it that answered; `timings_ms` where the request asked."""
 
     items: list[ScoredItem]
     bundle: str
     source: Literal["model", "cache", "fallback"]
+    request_id: str
+    timings_ms: dict[str, float] | None = None
+
+
+class ScoreResponse(msgspec.Struct, frozen=True):
+    """A score for each item; null for one that the bundle does not know, and for all where the model knows nothing of who
+    asks."""
+
+    scores: list[float | None]
+    bundle: str
+    request_id: str
+
+
+class EventsResponse(msgspec.Struct, frozen=True):
+    """How many events were kept, and how many of them are of items that the bundle does not know."""
+
+    kept: int
+    unknown_items: int
     request_id: str
 
 
@@ -61,6 +130,19 @@ class ErrorResponse(msgspec.Struct, frozen=True):
     """The body of every answer with a status of 400 or more."""
 
     error: Problem
+
+
+class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What became of one request of a batch: one of the two."""
+
+    answer: RecommendResponse | None = None
+    error: Problem | None = None
+
+
+class BatchResponse(msgspec.Struct, frozen=True):
+    """An outcome for each request, in their order."""
+
+    outcomes: list[Outcome]
 
 
 class BundleResponse(msgspec.Struct, frozen=True):
@@ -86,48 +168,70 @@ class HttpError(Exception):
     def __init__(self, status: int, code: str, message: str, field: str | None = None) -> None:
         super().__init__(message)
         self.status = status
-        self.body = encode(ErrorResponse(Problem(code, message, field)))
+        self.problem = Problem(code, message, field)
+
+    @property
+    def body(self) -> bytes:
+        return encode(ErrorResponse(self.problem))
 
 
 encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(RecommendRequest).decode
 _UNKNOWN = "Object contains unknown field `"
 _AT = " - at `$."
 
 
-def parse(body: bytes | bytearray) -> RecommendRequest:
-    """Decode a request's body. Raises `HttpError`: 400 for what is not JSON, 422 for JSON that is not a request."""
-    try:
-        asked = _decode(body)
-    except msgspec.ValidationError as error:
-        raise _invalid(str(error)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        message = f'the body is not JSON: {error}; send an object such as {{"user_id": "1", "k": 10}}'
-        raise HttpError(400, "malformed_json", message) from None
+class _Parser(Generic[S]):
+    """Decodes bodies of one kind. Raises `HttpError`: 400 for what is not JSON, 422 for JSON that is something else."""
+
+    def __init__(self, struct: type[S], example: str) -> None:
+        self._struct, self._example = struct, example
+        self._decode = msgspec.json.Decoder(struct).decode
+
+    def __call__(self, body: bytes | bytearray) -> S:
+        try:
+            return self._decode(body)
+        except msgspec.ValidationError as error:
+            raise self._invalid(str(error)) from None
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            message = f"the body is not JSON: {error}; send an object such as {self._example}"
+            raise HttpError(400, "malformed_json", message) from None
+
+    def _invalid(self, text: str) -> HttpError:
+        """A 422 from msgspec's text, such as "Expected `str`, got `int` - at `$.history[1]`"."""
+        if text.startswith(_UNKNOWN):
+            name, _, place = text[len(_UNKNOWN) :].partition("`" + _AT)
+            name = (name if place else name[:-1])[:100]
+            fields = f"; the fields are {', '.join(self._struct.__struct_fields__)}" if not place else ""
+            where = f" in {place.rstrip('`')}" if place else ""
+            return HttpError(422, "invalid_request", f"there is no field {name!r}{where}{fields}", name)
+        what, _, path = text.partition(_AT)
+        field = path.rstrip("`") or None
+        return HttpError(422, "invalid_request", f"{field or 'the body'}: {what[0].lower()}{what[1:]}", field)
+
+
+_recommend = _Parser(RecommendRequest, '{"user_id": "1", "k": 10}')
+_score = _Parser(ScoreRequest, '{"user_id": "1", "items": ["7"]}')
+parse_batch = _Parser(BatchRequest, '{"requests": [{"user_id": "1"}]}')
+parse_events = _Parser(EventsRequest, '{"events": [{"user_id": "1", "item_id": "7"}]}')
+
+
+def parse_recommend(body: bytes | bytearray) -> RecommendRequest:
+    return check(_recommend(body))
+
+
+def parse_score(body: bytes | bytearray) -> ScoreRequest:
+    return check(_score(body))
+
+
+def check(asked: A) -> A:
+    """`asked`, if it says who asks."""
     if asked.user_id is None and asked.history is None:
         message = "neither user_id nor history is given; give one of them, a new user has the history []"
         raise HttpError(422, "invalid_request", message, "user_id")
     return asked
 
 
-def _invalid(text: str) -> HttpError:
-    """A 422 from msgspec's text, such as "Expected `str`, got `int` - at `$.history[1]`"."""
-    if text.startswith(_UNKNOWN):
-        name = text[len(_UNKNOWN) : -1][:100]
-        allowed = ", ".join(RecommendRequest.__struct_fields__)
-        return HttpError(422, "invalid_request", f"there is no field {name!r}; the fields are {allowed}", name)
-    what, _, path = text.partition(_AT)
-    field = path.rstrip("`") or None
-    return HttpError(422, "invalid_request", f"{field or 'the body'}: {what[0].lower()}{what[1:]}", field)
-
-
 def describe(manifest: Mapping[str, Any]) -> bytes:
     """The body of `GET /v1/bundle`."""
     keys = ("name", "bundle_id", "created", "recipe", "catalogue", "promise")
     return encode(BundleResponse(*(manifest[key] for key in keys)))
-
-
-def answer(found: Recommendation, titles: list[str | None], bundle: str, request_id: str) -> bytes:
-    """The body of a 200."""
-    items = [ScoredItem(*row) for row in zip(found.items, found.scores, titles, strict=True)]
-    return encode(RecommendResponse(items, bundle, found.source, request_id))  # type: ignore[arg-type]

@@ -1,0 +1,103 @@
+"""`POST` routes as bare ASGI: read the body, answer, count."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from threading import Event
+from time import perf_counter
+from typing import NamedTuple
+
+from starlette.types import Receive, Scope, Send
+
+from recfit.serve.metrics import Metrics
+from recfit.serve.schema import MAX_BODY, HttpError
+
+log = logging.getLogger("recfit.serve")
+
+CLIENT_GONE = 499
+"""The status that is counted, never sent, for a client that left before its request was read (nginx's number)."""
+
+_prefix = os.urandom(4).hex()
+_numbers = itertools.count(1)
+
+
+class Reply(NamedTuple):
+    """What is sent, and which part of the bundle it is from (`none`: no recommendation was made)."""
+
+    body: bytes
+    source: str = "none"
+
+
+Answer = Callable[[bytes | bytearray, str], Awaitable[Reply]]
+"""A request's body and id to its reply. Raises `HttpError` for an answer that says no."""
+
+
+class ClientGoneError(Exception):
+    """The client closed the connection before the body was complete."""
+
+
+def request_id() -> str:
+    """Unlike every other, of this server and the next."""
+    return f"{_prefix}-{next(_numbers):x}"
+
+
+class Post:
+    """One route. An error inside is a 500 in the log, and never ends the server."""
+
+    def __init__(self, route: str, answer: Answer, metrics: Metrics, draining: Event) -> None:
+        self._route, self._answer, self._metrics, self._draining = route, answer, metrics, draining
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = perf_counter()
+        source, status = "none", CLIENT_GONE
+        self._metrics.in_flight.inc()
+        try:
+            status, (body, source) = await self._reply(receive)
+            await respond(send, status, body, close=self._draining.is_set())
+        except ClientGoneError:
+            pass
+        finally:
+            self._metrics.in_flight.dec()
+            self._metrics.count(self._route, source, status, perf_counter() - started)
+
+    async def _reply(self, receive: Receive) -> tuple[int, Reply]:
+        number = request_id()
+        try:
+            return 200, await self._answer(await read_body(receive), number)
+        except HttpError as refused:
+            return refused.status, Reply(refused.body)
+        except ClientGoneError:
+            raise
+        except Exception:
+            log.exception("request %s failed in the engine", number)
+            return 500, Reply(engine_failed(number).body)
+
+
+def engine_failed(number: str) -> HttpError:
+    return HttpError(500, "internal", f"the engine failed; the server's log has the reason under {number}")
+
+
+async def read_body(receive: Receive) -> bytes | bytearray:
+    """The whole body, of at most `MAX_BODY` bytes; what comes after that is left to the server to throw away."""
+    body: bytes | bytearray = b""
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError
+        body = body + message.get("body", b"") if body else message.get("body", b"")
+        if len(body) > MAX_BODY:
+            raise HttpError(413, "body_too_large", f"the body is over {MAX_BODY} bytes; send less at a time")
+        if not message.get("more_body", False):
+            return body
+
+
+async def respond(send: Send, status: int, body: bytes, close: bool) -> None:
+    """Write a JSON answer; `close` tells a keep-alive client to connect anew, to another server."""
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    if close:
+        headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

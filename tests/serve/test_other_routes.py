@@ -1,0 +1,91 @@
+"""Batches, scores, similar items, candidates, explanations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from fake_engine import FakeEngine
+
+from recfit.serve.app import make_app
+from recfit.types import Request
+
+
+@pytest.fixture(scope="module")
+def app():
+    return make_app(FakeEngine())
+
+
+def test_a_batch_has_an_outcome_for_each_request_in_order(call, caplog) -> None:
+    def during(request: Request) -> None:
+        if request.user_id == "poison":
+            raise ZeroDivisionError("secret")
+
+    app = make_app(FakeEngine(during))
+    requests = [{"user_id": "u1", "k": 2}, {}, {"user_id": "poison"}, {"history": ["i0"], "k": 1}]
+    answer = call(app, "POST", "/v1/recommend/batch", json={"requests": requests})
+    assert answer.status_code == 200
+    outcomes = answer.json()["outcomes"]
+    assert [outcome.keys() for outcome in outcomes] == [{"answer"}, {"error"}, {"error"}, {"answer"}]
+    assert [item["item_id"] for item in outcomes[0]["answer"]["items"]] == ["i0", "i1"]
+    assert outcomes[1]["error"]["field"] == "user_id"
+    assert outcomes[2]["error"]["code"] == "internal"
+    assert "secret" not in answer.text
+    assert outcomes[3]["answer"]["items"][0]["item_id"] == "i1"
+    ids = [outcome["answer"]["request_id"] for outcome in outcomes if "answer" in outcome]
+    assert len(set(ids)) == 2
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"requests": []}, "requests"),
+        ({"requests": [{"user_id": "u1"}] * 257}, "requests"),
+        ({"requests": [{"user_id": "u1", "k": 0}]}, "requests[0].k"),
+        ({"requests": [{"user": "u1"}]}, "user"),
+    ],
+)
+def test_what_is_no_batch_is_422(app, call, body: dict[str, Any], field: str) -> None:
+    answer = call(app, "POST", "/v1/recommend/batch", json=body)
+    assert (answer.status_code, answer.json()["error"]["field"]) == (422, field)
+
+
+def test_an_unknown_field_inside_a_batch_is_named_with_its_place(app, call) -> None:
+    error = call(app, "POST", "/v1/recommend/batch", json={"requests": [{"user": "u1"}]}).json()["error"]
+    assert error["message"] == "there is no field 'user' in requests[0]"
+
+
+def test_scores_come_in_the_order_asked_for_and_are_null_for_strangers(app, call) -> None:
+    body = call(app, "POST", "/v1/score", json={"user_id": "u1", "items": ["i3", "nowhere", "i0"]}).json()
+    assert body.pop("request_id")
+    assert body == {"scores": [0.25, None, 1.0], "bundle": "b0c1"}
+    assert call(app, "POST", "/v1/score", json={"items": ["i3"]}).json()["error"]["field"] == "user_id"
+    assert call(app, "POST", "/v1/score", json={"user_id": "u1"}).status_code == 422
+
+
+def test_similar_items(app, call) -> None:
+    body = call(app, "GET", "/v1/similar/i0?k=2").json()
+    assert [item["item_id"] for item in body["items"]] == ["i1", "i2"]
+    assert (body["bundle"], body["source"]) == ("b0c1", "model")
+    unknown = call(app, "GET", "/v1/similar/no/such item")
+    assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "unknown_item")
+    for k in ("0", "1001", "ten", "-1", "٣"):
+        wrong = call(app, "GET", f"/v1/similar/i0?k={k}")
+        assert (wrong.status_code, wrong.json()["error"]["field"]) == (422, "k")
+
+
+def test_only_candidates_are_ranked(app, call) -> None:
+    body = {"user_id": "u1", "candidates": ["i9", "i3", "nowhere"], "k": 5}
+    items = call(app, "POST", "/v1/recommend", json=body).json()["items"]
+    assert [item["item_id"] for item in items] == ["i3", "i9"]
+
+
+@pytest.mark.parametrize("threads", [0, 1])
+def test_a_request_may_ask_where_its_time_went(call, threads: int) -> None:
+    app = make_app(FakeEngine(), threads=threads)
+    told = call(app, "POST", "/v1/recommend", json={"user_id": "u1", "explain": True}).json()
+    silent = call(app, "POST", "/v1/recommend", json={"user_id": "u1"}).json()
+    assert told["timings_ms"]["retrieve"] == 0.5
+    assert 0 < told["timings_ms"]["total"] < 1000
+    assert "timings_ms" not in silent
+    assert told["items"] == silent["items"]
