@@ -20,6 +20,13 @@ from recfit.search.isolate import PATIENCE, isolated
 from recfit.search.study import Candidate
 
 
+SAID = {
+    "p99_ms": ("lower p99", "higher p99"),
+    "memory_mb": ("less memory", "the memory"),
+    "bundle_mb": ("smaller on disk", "larger on disk"),
+}
+
+
 def deliver(bench: Bench, chosen: Candidate) -> None:
     """Measure on the test split, once; write the promise into the chosen bundle and put it at `bundle/` of the study."""
     study = bench.study
@@ -102,6 +109,11 @@ def summary(ids: Mapping[str, str], found: Mapping[str, Measurement], budget: Bu
     }
 
 
+def gain(ratio: float, better: str, worse: str) -> str:
+    """A ratio that is above 1 where the choice is better, in words."""
+    return f"{ratio:.1f}x {better}" if ratio >= 1 else f"{1 / ratio:.1f}x {worse}"
+
+
 def _ratios(original: Mapping[str, float], chosen: Mapping[str, float]) -> dict[str, float]:
     """Above 1 where the choice is better."""
     return {cost: original[cost] / chosen[cost] for cost in COSTS} | {"qps": chosen["qps"] / original["qps"]}
@@ -118,8 +130,7 @@ def _sentence(
     new, old, gap = chosen.metrics[metric], base.metrics[metric], difference[metric]
     kept = f"{new / old:.1%} kept" if old else "the original has none"
     gains = [
-        f"{part['p99_ms']:.1f}x lower p99, {part['memory_mb']:.1f}x less memory, {part['bundle_mb']:.1f}x smaller on disk"
-        for part in (ratios["A"], ratios["B"])
+        ", ".join(gain(part[cost], *words) for cost, words in SAID.items()) for part in (ratios["A"], ratios["B"])
     ]
     return (
         f"{metric} {new:.4f} against {old:.4f} ({kept}; difference {gap['mean']:+.4f}, 95 % interval {gap['low']:+.4f} "
