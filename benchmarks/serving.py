@@ -48,7 +48,19 @@ class Server:
 @contextmanager
 def serving(label: str, bundle: str, threads: int) -> Iterator[Server]:
     """`recfit serve` of `bundle` on a free port, stopped at the end."""
-    command = [sys.executable, "-m", "recfit.serve", bundle, "--port", "0", "--threads", str(threads), "--drain-s", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        "recfit.cli",
+        "serve",
+        bundle,
+        "--port",
+        "0",
+        "--threads",
+        str(threads),
+        "--drain-s",
+        "0",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None

@@ -126,6 +126,11 @@ def _bundle_commands(add: Adder) -> None:
     serve.add_argument("bundle", type=Path, help="a bundle's directory, or the recfit.toml whose study chose one")
     serve.add_argument("--host", help="default: that of the recfit.toml, else 127.0.0.1, this machine only")
     serve.add_argument("--port", type=int, help="default: that of the recfit.toml, else 8000; 0 takes any free port")
+    serve.add_argument(
+        "--threads", type=int, help="threads of the engine (default: 0, the event loop, for fast models)"
+    )
+    serve.add_argument("--events", help="a file that keeps what users do (POST /v1/events) over restarts")
+    serve.add_argument("--drain-s", type=float, help="seconds from SIGTERM to closing (default: 1)")
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
@@ -327,8 +332,9 @@ def serve_command(options: Any) -> None:
     if bundle.suffix == ".toml":
         settings = config.load(bundle)
         bundle, listen = Path(settings.search.directory) / "bundle", settings.serve
-    port = listen.port if options.port is None else options.port
-    run(bundle, options.host or listen.host, port, json_greeting=options.json)
+    given = {name: getattr(options, name) for name in ("host", "port", "threads", "events", "drain_s")}
+    listen = replace(listen, **{name: value for name, value in given.items() if value is not None})
+    run(bundle, listen, json_greeting=options.json)
 
 
 def _data(options: Any, source: str) -> tuple[Any, Any]:

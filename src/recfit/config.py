@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recfit.options import check_choice, from_options
+from recfit.options import check_choice, check_ranges, from_options
 from recfit.types import ConfigError
 
 # Below that, a p99 is the word of fewer than ten requests.
@@ -93,13 +93,22 @@ class Search:
 
 @dataclass(frozen=True)
 class Serve:
-    """Where `recfit serve recfit.toml` listens, and whether `histories` come from the "bundle" or with each "request"."""
+    """How `recfit serve recfit.toml` answers: where it listens (port 0: any free one), and whether `histories` come from the
+    "bundle" or with each "request".
+
+    The engine runs on the event loop or in so many `threads`. `events` is the file that keeps what users do while it runs
+    (None: it is forgotten at the end). After SIGTERM it goes on for `drain_s` seconds, until load balancers have noticed.
+    """
 
     host: str = "127.0.0.1"
     port: int = 8000
     histories: str = "bundle"
+    threads: int = 0
+    events: str | None = None
+    drain_s: float = 1.0
 
     def __post_init__(self) -> None:
+        check_ranges("serve", self, port=(0, 65535), threads=(0, 1024), drain_s=(0, 3600))
         check_choice("serve.histories", self.histories, ("bundle", "request"))
 
 
@@ -177,4 +186,5 @@ def anchored(settings: Settings, folder: Path) -> Settings:
     )
     search = dataclasses.replace(settings.search, directory=os.path.normpath(folder / settings.search.directory))
     model = dataclasses.replace(settings.model, path=resolve(settings.model.path))
-    return dataclasses.replace(settings, data=data, search=search, model=model)
+    serve = dataclasses.replace(settings.serve, events=resolve(settings.serve.events))
+    return dataclasses.replace(settings, data=data, search=search, model=model, serve=serve)

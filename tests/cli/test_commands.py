@@ -11,6 +11,7 @@ import pytest
 from made_by_command import CONFIG, candidates, command
 
 from recfit import config, open_bundle, starter
+from recfit.config import Serve
 
 BAD_ROW = "user_id,item_id,timestamp\n" + "".join(f"u{n % 3},i{n},{n}\n" for n in range(12)) + "u1,i5,soon\n"
 
@@ -282,21 +283,38 @@ def test_recommend_needs_a_bundle_and_a_place_to_write(recfit, made, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["study/bundle"], ("study/bundle", "127.0.0.1", 8000)),
-        (["recfit.toml"], ("study/bundle", "127.0.0.1", 8123)),
-        (["recfit.toml", "--host", "::1", "--port", "0"], ("study/bundle", "::1", 0)),
+        (["study/bundle"], Serve()),
+        (["recfit.toml"], Serve(port=8123)),
+        (["recfit.toml", "--host", "::1", "--port", "0"], Serve("::1", 0)),
+        (
+            ["study/bundle", "--threads", "2", "--drain-s", "0", "--events", "e.db"],
+            Serve(threads=2, drain_s=0, events="e.db"),
+        ),
     ],
 )
 def test_serve_takes_a_bundle_or_the_config_that_chose_one(recfit, made, monkeypatch, arguments, expected):
     asked = []
 
-    def run(bundle, host, port, json_greeting):
-        asked.append((bundle, host, port))
+    def run(bundle, settings, json_greeting):
+        asked.append((bundle, settings))
         assert not json_greeting
 
     monkeypatch.setattr("recfit.serve.run.run", run)
     code, _, _ = recfit("serve", made.folder / arguments[0], *arguments[1:])
-    assert (code, asked) == (0, [(made.folder / expected[0], *expected[1:])])
+    assert (code, asked) == (0, [(made.study / "bundle", expected)])
+
+
+def test_serve_refuses_settings_that_cannot_be(recfit, made, tmp_path):
+    for option, message in (
+        (("--port", "70000"), "serve.port = 70000 is outside 0 to 65535"),
+        (("--threads", "-1"), "serve.threads = -1 is outside 0 to 1024"),
+        (("--drain-s", "-0.5"), "serve.drain_s = -0.5 is outside 0 to 3600"),
+        (("--port", "0", "--events", tmp_path / "no" / "events.db"), "events.db cannot be opened"),
+    ):
+        code, _, err = recfit("serve", made.study / "bundle", *option)
+        assert code == 2
+        assert message in err
+        assert err.count("\n") == 1
 
 
 def test_the_server_says_where_it_is_in_json_and_stops_on_a_signal(made):

@@ -43,7 +43,7 @@ def bundle(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def client(bundle: Path) -> Iterator[httpx.Client]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "recfit.serve", str(bundle), "--port", "0", "--drain-s", "0"],
+        [sys.executable, "-m", "recfit.cli", "serve", str(bundle), "--port", "0", "--drain-s", "0"],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -16,14 +16,14 @@ from pathlib import Path
 import httpx
 import pytest
 
-from recfit.serve.__main__ import main
-from recfit.serve.run import bind, serve, url
+from recfit.serve.run import bind, url
 from recfit.types import ConfigError
 
 HERE = Path(__file__).parent
 SERVE = """
 import sys, time
 from fake_engine import FakeEngine
+from recfit.config import Serve
 from recfit.serve.run import bind, serve
 
 def during(request):
@@ -32,7 +32,7 @@ def during(request):
         time.sleep(0.4)
 
 with bind("127.0.0.1", 0) as listener:
-    serve(FakeEngine(during), listener, threads=int(sys.argv[1]), drain_s=float(sys.argv[2]))
+    serve(FakeEngine(during), listener, Serve(threads=int(sys.argv[1]), drain_s=float(sys.argv[2])))
 print("returned", flush=True)
 """
 
@@ -164,23 +164,7 @@ def test_url_has_brackets_around_an_ipv6_address() -> None:
         assert re.fullmatch(r"http://\[::1\]:\d+", url(listener))
 
 
-@pytest.mark.parametrize("setting", [{"threads": -1}, {"drain_s": -0.5}])
-def test_negative_settings_are_refused(setting) -> None:
-    with bind("127.0.0.1", 0) as listener, pytest.raises(ConfigError, match="must not be negative"):
-        serve(None, listener, **setting)
-
-
-def test_a_missing_bundle_is_told_in_a_line_with_exit_code_2(tmp_path, capsys) -> None:
-    assert main([str(tmp_path / "nowhere"), "--port", "0"]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("error: ")
-    assert "nowhere" in told
-    assert told.count("\n") == 1
-
-
 def test_serving_never_loads_torch() -> None:
-    program = (
-        "import sys, recfit.serve.run, recfit.serve.__main__; print('torch' in sys.modules, 'pandas' in sys.modules)"
-    )
+    program = "import sys, recfit.serve.run, recfit.cli; print('torch' in sys.modules, 'pandas' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "False False\n"

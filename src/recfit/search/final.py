@@ -19,7 +19,6 @@ from recfit.search.evaluate import core_hours
 from recfit.search.isolate import PATIENCE, isolated
 from recfit.search.study import Candidate
 
-
 SAID = {
     "p99_ms": ("lower p99", "higher p99"),
     "memory_mb": ("less memory", "the memory"),
@@ -129,9 +128,7 @@ def _sentence(
     """What was given up for what."""
     new, old, gap = chosen.metrics[metric], base.metrics[metric], difference[metric]
     kept = f"{new / old:.1%} kept" if old else "the original has none"
-    gains = [
-        ", ".join(gain(part[cost], *words) for cost, words in SAID.items()) for part in (ratios["A"], ratios["B"])
-    ]
+    gains = [", ".join(gain(part[cost], *words) for cost, words in SAID.items()) for part in (ratios["A"], ratios["B"])]
     return (
         f"{metric} {new:.4f} against {old:.4f} ({kept}; difference {gap['mean']:+.4f}, 95 % interval {gap['low']:+.4f} "
         f"to {gap['high']:+.4f}). Against the original in PyTorch: {gains[0]}; in ONNX Runtime: {gains[1]}"

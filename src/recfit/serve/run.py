@@ -6,14 +6,18 @@ import json
 import signal
 import socket
 import time
+from contextlib import closing
 from pathlib import Path
 from threading import Event
 from types import FrameType
 
 import uvicorn
+from starlette.types import ASGIApp
 
+from recfit.config import Serve
 from recfit.engine import open_bundle
 from recfit.serve.app import make_app
+from recfit.serve.events import SqliteEvents
 from recfit.serve.service import Recommender
 from recfit.types import ConfigError
 
@@ -23,44 +27,32 @@ GRACE_S = 30
 """What requests in flight get to finish."""
 
 
-def run(
-    bundle: str | Path,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    *,
-    threads: int = 0,
-    drain_s: float = 1.0,
-    json_greeting: bool = False,
-) -> None:
-    """Serve the bundle in this directory; returns after SIGTERM or SIGINT. Port 0 is any free one.
-
-    Raises `BundleError` and `ConfigError`.
-    """
-    with bind(host, port) as listener:
+def run(bundle: str | Path, settings: Serve, *, json_greeting: bool = False) -> None:
+    """Serve the bundle in this directory; returns after SIGTERM or SIGINT. Raises `BundleError` and `ConfigError`."""
+    with bind(settings.host, settings.port) as listener:
         engine = open_bundle(bundle)
         engine.warm_up()
-        serve(engine, listener, threads=threads, drain_s=drain_s, json_greeting=json_greeting)
+        serve(engine, listener, settings, json_greeting=json_greeting)
 
 
-def serve(
-    engine: Recommender,
-    listener: socket.socket,
-    *,
-    threads: int = 0,
-    drain_s: float = 1.0,
-    json_greeting: bool = False,
-) -> None:
+def serve(engine: Recommender, listener: socket.socket, settings: Serve, *, json_greeting: bool = False) -> None:
     """Answer from an open, warm engine at a bound socket.
 
     SIGTERM turns `/readyz` to 503 at once; `drain_s` seconds later, when load balancers have seen it, the server
     stops accepting, finishes what is in flight and returns. SIGINT, or a second SIGTERM, skips the wait; one more
     leaves what is in flight.
     """
-    if threads < 0 or drain_s < 0:
-        raise ConfigError(f"threads={threads} and drain_s={drain_s} must not be negative; threads=0 is the event loop")
     draining = Event()
-    config = uvicorn.Config(
-        make_app(engine, threads=threads, draining=draining),
+    with closing(SqliteEvents(Path(settings.events) if settings.events else None)) as events:
+        app = make_app(engine, threads=settings.threads, draining=draining, events=events)
+        name, place = engine.manifest["name"], url(listener)
+        greeting = json.dumps({"serving": name, "url": place}) if json_greeting else f"serving {name} at {place}"
+        Server(_config(app), greeting, draining, settings.drain_s).run([listener])
+
+
+def _config(app: ASGIApp) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
         http="httptools",
         ws="none",
         lifespan="off",
@@ -72,9 +64,6 @@ def serve(
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=GRACE_S,
     )
-    name, place = engine.manifest["name"], url(listener)
-    greeting = json.dumps({"serving": name, "url": place}) if json_greeting else f"serving {name} at {place}"
-    Server(config, greeting, draining, drain_s).run([listener])
 
 
 def url(listener: socket.socket) -> str:
