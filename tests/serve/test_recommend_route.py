@@ -237,7 +237,7 @@ def test_a_pool_runs_engine_calls_at_the_same_time(call) -> None:
 
     async def two() -> list[int]:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://recfit") as client:
-            answers = await asyncio.gather(*(client.post(PATH, json={"user_id": "u1"}) for _ in range(2)))
+            answers = await asyncio.gather(*(client.post(PATH, json={"user_id": "u1", "k": k}) for k in (3, 4)))
             return [answer.status_code for answer in answers]
 
     assert asyncio.run(two()) == [200, 200]

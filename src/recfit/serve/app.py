@@ -27,6 +27,7 @@ from recfit.serve.batcher import Batcher
 from recfit.serve.events import Events, SqliteEvents
 from recfit.serve.http import Post, Reply, request_id
 from recfit.serve.metrics import CONTENT_TYPE, Metrics
+from recfit.serve.results import Results
 from recfit.serve.schema import Health, HttpError, describe, encode
 from recfit.serve.service import Recommender, Service
 from recfit.types import Request
@@ -34,6 +35,7 @@ from recfit.types import Request
 log = logging.getLogger("recfit.serve")
 
 READY_TIMEOUT_S = 1.0
+RESULTS_BYTES, RESULTS_TTL_S = 32 * 2**20, 300.0
 Endpoint = Callable[[HttpRequest], Awaitable[Response]]
 
 
@@ -49,7 +51,9 @@ def make_app(
     draining = draining or Event()
     metrics, batcher = Metrics(engine.manifest), Batcher(engine, threads)
     metrics.watch(batcher.oldest_s)
-    service = Service(engine, batcher, events or SqliteEvents())
+    results = Results(RESULTS_BYTES, RESULTS_TTL_S)
+    metrics.watch_results(results)
+    service = Service(engine, batcher, events or SqliteEvents(), results)
     bodies = {
         "/v1/recommend": service.recommend,
         "/v1/recommend/batch": service.batch,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from prometheus_client import (
@@ -14,6 +14,11 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from recfit.serve.results import Results
 
 BUCKETS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.25)
 """Seconds. Dense where the budgets of recommenders lie, 1 to 20 ms."""
@@ -52,6 +57,10 @@ class Metrics:
         """Show the age of the queue, which is asked for when somebody looks."""
         self._oldest.set_function(oldest_s)
 
+    def watch_results(self, results: Results) -> None:
+        """Show what the result cache holds and how often it helped."""
+        self.registry.register(_Results(results))
+
     def count(self, route: str, source: str, status: int, seconds: float) -> None:
         """One request answered; `source` is `none` where no recommendation was made."""
         child = self._children.get((route, source, status))
@@ -64,3 +73,19 @@ class Metrics:
     def text(self) -> bytes:
         """The text exposition format, version 0.0.4."""
         return generate_latest(self.registry)
+
+
+class _Results(Collector):
+    def __init__(self, results: Results) -> None:
+        self._results = results
+
+    def collect(self) -> Iterator[Metric]:
+        found = self._results
+        asked = CounterMetricFamily(
+            "recfit_results", "Requests, by what the result cache had for them", labels=("outcome",)
+        )
+        asked.add_metric(("hit",), found.hits)
+        asked.add_metric(("miss",), found.misses)
+        asked.add_metric(("shared",), found.shared)  # the same was being answered for somebody else
+        yield asked
+        yield GaugeMetricFamily("recfit_results_bytes", "Bytes of the result cache", found.bytes)

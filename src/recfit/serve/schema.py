@@ -101,6 +101,16 @@ class RecommendResponse(msgspec.Struct, frozen=True, omit_defaults=True):
     timings_ms: dict[str, float] | None = None
 
 
+class Sent(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A `RecommendResponse` whose items are encoded already."""
+
+    items: msgspec.Raw
+    bundle: str
+    source: str
+    request_id: str
+    timings_ms: dict[str, float] | None = None
+
+
 class ScoreResponse(msgspec.Struct, frozen=True):
     """A score for each item; null for one that the bundle does not know, and for all where the model knows nothing of who
     asks."""
@@ -136,6 +146,13 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
     """What became of one request of a batch: one of the two."""
 
     answer: RecommendResponse | None = None
+    error: Problem | None = None
+
+
+class SentOutcome(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An `Outcome` whose answer is encoded in part already."""
+
+    answer: Sent | None = None
     error: Problem | None = None
 
 

@@ -10,10 +10,13 @@ from functools import partial
 from time import perf_counter
 from typing import Any, Protocol
 
+import msgspec
+
 from recfit.serve import schema
 from recfit.serve.batcher import Batcher
 from recfit.serve.events import Events
 from recfit.serve.http import Reply, engine_failed
+from recfit.serve.results import Known, Results, key_of
 from recfit.serve.schema import HttpError, encode
 from recfit.types import FloatArray, Recommendation, Request
 
@@ -42,8 +45,8 @@ class Recommender(Protocol):
 class Service:
     """Every method that takes a body raises `HttpError` for one that is no request."""
 
-    def __init__(self, engine: Recommender, batcher: Batcher, events: Events) -> None:
-        self._engine, self._batcher, self._events = engine, batcher, events
+    def __init__(self, engine: Recommender, batcher: Batcher, events: Events, results: Results) -> None:
+        self._engine, self._batcher, self._events, self._results = engine, batcher, events, results
         self._bundle: str = engine.manifest["bundle_id"]
 
     async def recommend(self, body: bytes | bytearray, number: str) -> Reply:
@@ -54,29 +57,40 @@ class Service:
         """A list of requests to a list of answers; one that fails has its error in its place."""
         asked = schema.parse_batch(body).requests
         answers = await asyncio.gather(*(self._one(one, f"{number}.{at}") for at, one in enumerate(asked)))
-        return Reply(encode(schema.BatchResponse(list(answers))))
+        return Reply(encode({"outcomes": answers}))
 
-    async def _one(self, asked: schema.RecommendRequest, number: str) -> schema.Outcome:
+    async def _one(self, asked: schema.RecommendRequest, number: str) -> schema.SentOutcome:
         try:
-            return schema.Outcome(await self._recommended(schema.check(asked), number))
+            return schema.SentOutcome(await self._recommended(schema.check(asked), number))
         except HttpError as refused:
-            return schema.Outcome(error=refused.problem)
+            return schema.SentOutcome(error=refused.problem)
         except Exception:
             log.exception("request %s failed in the engine", number)
-            return schema.Outcome(error=engine_failed(number).problem)
+            return schema.SentOutcome(error=engine_failed(number).problem)
 
-    async def _recommended(self, asked: schema.RecommendRequest, number: str) -> schema.RecommendResponse:
-        begin = perf_counter()
+    async def _recommended(self, asked: schema.RecommendRequest, number: str) -> schema.Sent:
         request = await self._complete(asked.request())
-        timings: dict[str, float] | None = None
-        if asked.explain:  # alone, so that what it takes is its own
-            timings = {}
-            alone = partial(self._engine.recommend, [request], asked.k, spent=timings)
-            found = (await self._batcher.run(alone))[0]
-            timings["total"] = (perf_counter() - begin) * 1e3
-        else:
-            found = await self._batcher.ask(request, asked.k)
-        return self._response(found, number, timings)
+        if asked.explain:
+            return await self._explained(request, asked.k, number)
+
+        async def make() -> Known:
+            return self._known(await self._batcher.ask(request, asked.k))
+
+        known = await self._results.get(key_of(self._bundle, request, asked.k), make)
+        return schema.Sent(msgspec.Raw(known.items), self._bundle, known.source, number)
+
+    async def _explained(self, request: Request, k: int, number: str) -> schema.Sent:
+        """Alone, so that what it takes is its own."""
+        begin, spent = perf_counter(), dict[str, float]()
+        found = (await self._batcher.run(partial(self._engine.recommend, [request], k, spent=spent)))[0]
+        spent["total"] = (perf_counter() - begin) * 1e3
+        known = self._known(found)
+        return schema.Sent(msgspec.Raw(known.items), self._bundle, known.source, number, spent)
+
+    def _known(self, found: Recommendation) -> Known:
+        title = self._engine.title
+        rows = zip(found.items, found.scores, strict=True)
+        return Known(encode([schema.ScoredItem(item, score, title(item)) for item, score in rows]), found.source)
 
     async def score(self, body: bytes | bytearray, number: str) -> Reply:
         asked = schema.parse_score(body)
@@ -89,8 +103,8 @@ class Service:
         if not self._engine.known_item(item_id):
             message = f"the bundle does not know item {item_id[:100]!r}; /v1/bundle says which bundle it is"
             raise HttpError(404, "unknown_item", message, "item_id")
-        found = await self._batcher.run(self._engine.similar, item_id, k)
-        return Reply(encode(self._response(found, number, None)), found.source)
+        known = self._known(await self._batcher.run(self._engine.similar, item_id, k))
+        return Reply(encode(schema.Sent(msgspec.Raw(known.items), self._bundle, known.source, number)), known.source)
 
     async def record(self, body: bytes | bytearray, number: str) -> Reply:
         """Keep what users did. Items that the bundle does not know are kept too: the next bundle may."""
@@ -105,12 +119,3 @@ class Service:
             return request
         recent = await self._events.recent(request.user_id)
         return replace(request, recent=recent) if recent else request
-
-    def _response(
-        self, found: Recommendation, number: str, timings: dict[str, float] | None
-    ) -> schema.RecommendResponse:
-        title = self._engine.title
-        items = [
-            schema.ScoredItem(item, score, title(item)) for item, score in zip(found.items, found.scores, strict=True)
-        ]
-        return schema.RecommendResponse(items, self._bundle, found.source, number, timings)  # type: ignore[arg-type]

@@ -1,0 +1,94 @@
+"""Answers that were given before. A key is all that an answer depends on, so that a hit is what the engine would say.
+
+The key of a request has the bundle's id and what the user did since, in it: a new bundle, or an event of the user, asks for
+another answer, and nothing has to be taken out. What is no longer asked for makes room.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
+
+import msgspec
+
+from recfit.types import Request
+
+ENTRY_BYTES = 400
+"""What an entry takes beside its answer: key, place in the order, times."""
+JITTER = 0.1
+"""Share of their time by which entries end earlier or later, so that those of one moment don't end in one."""
+
+
+class Known(NamedTuple):
+    """The encoded items of an answer, and which part of the bundle it is from."""
+
+    items: bytes
+    source: str
+
+
+class Results:
+    """Answers of the last `ttl_s` seconds, of at most `most_bytes`; the least recently asked for leave first.
+
+    For the event loop's thread alone.
+    """
+
+    def __init__(self, most_bytes: int, ttl_s: float) -> None:
+        self._most_bytes, self._ttl_s = most_bytes, ttl_s
+        self._entries: OrderedDict[bytes, tuple[Known, float]] = OrderedDict()
+        self._running: dict[bytes, asyncio.Future[Known]] = {}
+        self.bytes = 0
+        self.hits = self.misses = self.shared = 0
+
+    async def get(self, key: bytes, make: Callable[[], Awaitable[Known]]) -> Known:
+        """The answer under `key`; where there is none, what `make()` gives, once for all who ask while it runs."""
+        if (known := self._find(key)) is not None:
+            self.hits += 1
+            return known
+        if (running := self._running.get(key)) is not None:
+            self.shared += 1
+            return await asyncio.shield(running)
+        self.misses += 1
+        running = self._running[key] = asyncio.ensure_future(make())
+        running.add_done_callback(lambda done: self._made(key, done))
+        return await asyncio.shield(running)  # who made it may leave, others may wait for it
+
+    def _find(self, key: bytes) -> Known | None:
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        if entry[1] < time.monotonic():
+            self._drop(key)
+            return None
+        self._entries.move_to_end(key)
+        return entry[0]
+
+    def _made(self, key: bytes, done: asyncio.Future[Known]) -> None:
+        del self._running[key]
+        if done.cancelled() or done.exception() is not None:
+            return
+        known, size = done.result(), _size(done.result())
+        if size > self._most_bytes:
+            return
+        ends = time.monotonic() + self._ttl_s * random.uniform(1 - JITTER, 1 + JITTER)
+        self._entries[key] = known, ends
+        self.bytes += size
+        while self.bytes > self._most_bytes:
+            self._drop(next(iter(self._entries)))
+
+    def _drop(self, key: bytes) -> None:
+        known, _ = self._entries.pop(key)
+        self.bytes -= _size(known)
+
+
+def _size(known: Known) -> int:
+    return len(known.items) + ENTRY_BYTES
+
+
+def key_of(bundle: str, request: Request, k: int) -> bytes:
+    """Equal for requests that every engine answers alike."""
+    return hashlib.blake2b(msgspec.msgpack.encode((bundle, k, request)), digest_size=16).digest()
