@@ -32,7 +32,8 @@ ORDER: Sequence[set[str]] = (
     {"search", "selecting"},
     {"report"},
     {"flow"},
-    {"starter", "cli"},
+    {"starter", "loadtest"},
+    {"cli"},
 )
 SERVING = (
     "types",
@@ -48,6 +49,7 @@ SERVING = (
     "measure",
     "serve",
     "targets",
+    "loadtest",
     "cli",
 )
 # Libraries of `recfit[train]`. A server loads FAISS too, for bundles that ask for it and only then.

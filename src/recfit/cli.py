@@ -25,7 +25,8 @@ pick the best that holds the budget, serve it."""
 START = """start with:
   recfit init --data events.csv         writes recfit.toml; state your budget in it
   recfit optimize recfit.toml           measures, chooses, exports a bundle and a report
-  recfit serve runs/study/bundle        answers requests over HTTP"""
+  recfit serve runs/study/bundle        answers requests over HTTP
+  recfit loadtest URL --requests FILE   finds out how many"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -131,6 +132,20 @@ def _bundle_commands(add: Adder) -> None:
     )
     serve.add_argument("--events", help="a file that keeps what users do (POST /v1/events) over restarts")
     serve.add_argument("--drain-s", type=float, help="seconds from SIGTERM to closing (default: 1)")
+
+    text = "put load on a server on a schedule, so that stalls are not hidden"
+    example = "recfit loadtest http://127.0.0.1:8000 --requests runs/study/test/requests.jsonl --find-max --p99 5"
+    load = add("loadtest", loadtest_command, text, example)
+    load.add_argument("url", help="of a running `recfit serve`")
+    load.add_argument("--requests", type=Path, required=True, help="requests that are replayed in turn (.jsonl, .csv)")
+    load.add_argument("--rate", type=float, default=200.0, help="requests a second, at random moments (default: 200)")
+    load.add_argument("--seconds", type=float, default=10.0, help="of one run (default: 10)")
+    load.add_argument("--connections", type=int, default=64, help="at most (default: 64)")
+    load.add_argument("--k", type=int, default=10, help="items for every request (default: 10)")
+    load.add_argument(
+        "--find-max", action="store_true", help="search the highest rate that holds --p99, from --rate on"
+    )
+    load.add_argument("--p99", type=float, default=5.0, metavar="MS", help="milliseconds (default: 5)")
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
@@ -335,6 +350,29 @@ def serve_command(options: Any) -> None:
     given = {name: getattr(options, name) for name in ("host", "port", "threads", "events", "drain_s")}
     listen = replace(listen, **{name: value for name, value in given.items() if value is not None})
     run(bundle, listen, json_greeting=options.json)
+
+
+def loadtest_command(options: Any) -> None:
+    from recfit import loadtest
+    from recfit.data.requests import read_requests
+
+    load = loadtest.Load(options.rate, options.seconds, options.connections, options.k)
+    requests, say = read_requests(options.requests), _progress(options)
+    say(loadtest.HEAD)
+    if not options.find_max:
+        found = loadtest.run(options.url, requests, load)
+        say(loadtest.line(found))
+        _say(options, found, f"answered from: {dict(found.sources)}")
+        return
+    runs = []
+    for found in loadtest.find_most(options.url, requests, load, options.p99):
+        say(loadtest.line(found))
+        runs.append(found)
+    most = max((found.rate for found in runs if found.holds(options.p99)), default=0.0)
+    text = (
+        f"{most:,.0f} requests a second hold p99 <= {options.p99:g} ms" if most else "no rate held; try a lower --rate"
+    )
+    _say(options, {"most": most, "p99_ms": options.p99, "runs": runs}, text)
 
 
 def _data(options: Any, source: str) -> tuple[Any, Any]:

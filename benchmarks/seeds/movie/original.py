@@ -59,6 +59,7 @@ PLAN = Plan(
     (
         Stage(2, 50, _fit(12, 1.0, 1e-3, warmup=100)),
         Stage(2, 200, _fit(20, 0.5, 1e-3)),
+        Stage(2, 200, _fit(24, 0.5, 1e-3)),
         Stage(5, 200, _fit(4, 0.5, 5e-4)),
         Stage(10, 200, _fit(6, 0.5, 3e-4)),
     ),

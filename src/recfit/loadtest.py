@@ -1,0 +1,251 @@
+"""Load for a server, on a schedule: requests leave when they are due, whether earlier ones were answered or not.
+
+A client that waits for an answer before it sends the next request asks less while the server stalls, and so hides the
+stall (coordinated omission). Here every latency counts from the moment the request was due, as its user would have felt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from recfit.options import check_ranges
+from recfit.types import FloatArray, MeasurementError, Request
+
+PERCENTILES = (50.0, 90.0, 99.0, 99.9, 100.0)
+GRACE_S = 5.0
+"""How long after the last request answers are waited for."""
+ON_TIME = 0.97
+"""Share of the asked rate that a run must have reached to count as held: below that the client or the server fell behind."""
+
+CLOSENESS = 0.05
+"""How close `find_most` comes to the highest rate, as a share of it."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """One run: `rate` requests a second for `seconds`, at random moments (Poisson), over at most `connections`."""
+
+    rate: float
+    seconds: float = 10.0
+    connections: int = 64
+    k: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_ranges("load", self, rate=(0.1, 1e6), seconds=(0.1, 86_400), connections=(1, 10_000), k=(1, 1000))
+
+
+@dataclass(frozen=True)
+class Found:
+    """What came of a run. `ms` has the percentiles of all requests, from when they were due; one that was never answered
+    counts as infinitely late."""
+
+    rate: float
+    sent_a_second: float
+    answered: int
+    statuses: Mapping[str, int]
+    sources: Mapping[str, int]
+    ms: Mapping[str, float]
+
+    @property
+    def failed(self) -> int:
+        """Requests without a 200."""
+        return sum(count for status, count in self.statuses.items() if status != "200")
+
+    def holds(self, p99_ms: float) -> bool:
+        """Whether the server took the whole rate, without a failure, at this p99."""
+        return not self.failed and self.ms["99"] <= p99_ms and self.sent_a_second >= ON_TIME * self.rate
+
+
+def run(url: str, requests: Sequence[Request], load: Load) -> Found:
+    """Put one load on the server at `url`. Raises `MeasurementError` where nothing answers there."""
+    return asyncio.run(_Run(url, requests, load).go())
+
+
+def find_most(url: str, requests: Sequence[Request], load: Load, p99_ms: float) -> Iterator[Found]:
+    """Runs in search of the highest rate that holds `p99_ms`, from `load.rate` on: doubled until one does not, then in the
+    middle of what holds and what does not, until these are `CLOSENESS` apart. Of the runs that hold, the one with the
+    highest rate is the answer; there may be none."""
+    low, high, rate, seed = 0.0, float("inf"), load.rate, load.seed
+    while high > low * (1 + CLOSENESS):
+        found = run(url, requests, replace(load, rate=rate, seed=seed))
+        yield found
+        seed += 1
+        low, high = (rate, high) if found.holds(p99_ms) else (low, rate)
+        if high < 1:
+            return
+        rate = rate * 2 if high == float("inf") else (low + high) / 2
+
+
+def body(request: Request, k: int) -> bytes:
+    """What is sent for a request."""
+    fields = {"user_id": request.user_id, "history": request.history, "exclude": request.exclude or None, "k": k}
+    return json.dumps({name: value for name, value in fields.items() if value is not None}).encode()
+
+
+class _Run:
+    def __init__(self, url: str, requests: Sequence[Request], load: Load) -> None:
+        place = urlsplit(url if "://" in url else f"http://{url}")
+        self.host, self.port = place.hostname or "127.0.0.1", place.port or 80
+        head = f"POST {place.path.rstrip('/')}/v1/recommend HTTP/1.1\r\nHost: {self.host}\r\n".encode()
+        self.messages = [
+            head + b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(sent) + sent
+            for sent in (body(request, load.k) for request in requests)
+        ]
+        self.load = load
+        gaps = np.random.default_rng(load.seed).exponential(1 / load.rate, max(1, round(load.rate * load.seconds)))
+        self.due: FloatArray = np.cumsum(gaps)
+        self.late = np.full(len(self.due), np.inf)
+        self.statuses: Counter[str] = Counter()
+        self.sources: Counter[str] = Counter()
+        self.idle: deque[_Connection] = deque()
+        self.waiting: deque[int] = deque()
+        self.opening: set[asyncio.Future[None]] = set()  # a task that nobody holds may vanish
+        self.open = 0
+        self.done = asyncio.Event()
+        self.left = len(self.due)
+
+    async def go(self) -> Found:
+        await self._connect()
+        if not self.idle:
+            raise MeasurementError(f"nothing answers at {self.host} port {self.port}; start `recfit serve` there")
+        self.begin = time.perf_counter() + 0.01
+        sent = await self._send_all()
+        try:
+            async with asyncio.timeout(GRACE_S):
+                await self.done.wait()
+        except TimeoutError:
+            self.statuses["no answer"] += self.left
+        for connection in [*self.idle]:
+            connection.close()
+        answered = self.late[np.isfinite(self.late)]
+        ms = {f"{share:g}": _percentile(self.late, share) * 1e3 for share in PERCENTILES}
+        kept_up = float(self.due[-1] / max(sent, self.due[-1]))
+        return Found(
+            self.load.rate, self.load.rate * kept_up, len(answered), dict(self.statuses), dict(self.sources), ms
+        )
+
+    async def _connect(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.open += 1
+        try:
+            _, connection = await loop.create_connection(lambda: _Connection(self), self.host, self.port)
+            self._ready(connection)
+        except OSError:
+            self.open -= 1
+
+    def _open_another(self) -> None:
+        if self.open < self.load.connections:
+            opening = asyncio.ensure_future(self._connect())
+            self.opening.add(opening)
+            opening.add_done_callback(self.opening.discard)
+
+    async def _send_all(self) -> float:
+        """Send what is due until all is sent; returns how long that took."""
+        for number, due in enumerate(self.due.tolist()):
+            while (wait := self.begin + due - time.perf_counter()) > 0:
+                await asyncio.sleep(wait - 1e-3 if wait > 2e-3 else 0)
+            self.waiting.append(number)
+            if not self.idle:
+                self._open_another()
+            self._dispatch()
+        while self.waiting and self.open:
+            await asyncio.sleep(1e-3)
+        return time.perf_counter() - self.begin
+
+    def _dispatch(self) -> None:
+        while self.waiting and self.idle:
+            number = self.waiting.popleft()
+            self.idle.pop().send(number, self.messages[number % len(self.messages)])
+
+    def _ready(self, connection: _Connection) -> None:
+        self.idle.append(connection)
+        self._dispatch()
+
+    def answered(self, connection: _Connection, number: int, status: str, body: bytes) -> None:
+        self.late[number] = time.perf_counter() - self.begin - self.due[number]
+        self._count(status)
+        if status == "200" and (at := body.find(b'"source":"')) >= 0:
+            self.sources[body[at + 10 : body.index(b'"', at + 10)].decode()] += 1
+        if not connection.closing:
+            self._ready(connection)
+
+    def lost(self, connection: _Connection, number: int | None) -> None:
+        """A connection ended, perhaps with a request on it."""
+        self.open -= 1
+        if connection in self.idle:
+            self.idle.remove(connection)
+        if number is not None:
+            self._count("connection lost")
+        if self.waiting:
+            self._open_another()
+
+    def _count(self, status: str) -> None:
+        self.statuses[status] += 1
+        self.left -= 1
+        if not self.left:
+            self.done.set()
+
+
+class _Connection(asyncio.Protocol):
+    """One request at a time, answered with a body of known length."""
+
+    def __init__(self, run: _Run) -> None:
+        self._run, self._buffer, self.closing = run, b"", False
+        self._number: int | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def send(self, number: int, message: bytes) -> None:
+        self._number = number
+        self._transport.write(message)
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        end = self._buffer.find(b"\r\n\r\n")
+        if end < 0:
+            return
+        head, body = self._buffer[:end].lower(), self._buffer[end + 4 :]
+        at = head.find(b"content-length:")
+        length = int(head[at + 15 :].split(b"\r\n", 1)[0]) if at >= 0 else 0
+        if len(body) < length or self._number is None:
+            return
+        number, self._number, self._buffer = self._number, None, b""
+        if b"connection: close" in head:
+            self.closing = True
+            self._transport.close()
+        self._run.answered(self, number, head[9:12].decode(), body)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.closing = True
+        self._run.lost(self, self._number)
+
+    def close(self) -> None:
+        self._transport.close()
+
+
+def _percentile(late: FloatArray, share: float) -> float:
+    """The smallest value that so many percent don't exceed; infinite where these were not all answered."""
+    ordered = np.sort(late)
+    return float(ordered[min(len(ordered) - 1, int(np.ceil(round(share / 100 * len(ordered), 6))) - 1)])
+
+
+HEAD = " ".join(f"{head:>10}" for head in ("rate", "sent/s", *(f"p{share:g} ms" for share in PERCENTILES), "failed"))
+
+
+def line(found: Found) -> str:
+    """A run below `HEAD`, and what went wrong."""
+    numbers = (found.rate, found.sent_a_second, *found.ms.values())
+    text = " ".join(f"{cell:>10}" for cell in (*(f"{number:.2f}" for number in numbers), found.failed))
+    wrong = ", ".join(f"{status}: {count}" for status, count in sorted(found.statuses.items()) if status != "200")
+    return f"{text}  {wrong}".rstrip()

@@ -1,0 +1,181 @@
+"""Load on a schedule: everything that is due is sent, and a stall is felt by all who were due in it."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recfit import loadtest
+from recfit.cli import main
+from recfit.loadtest import Found, Load
+from recfit.types import ConfigError, MeasurementError, Request
+
+Handler = Callable[[int, bytes], bytes]
+
+
+def ok(source: str = "model") -> bytes:
+    body = json.dumps({"items": [], "source": source}, separators=(",", ":")).encode()
+    return b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+
+
+class Answering:
+    """A server that answers request number n with `handler(n, its bytes)`; nothing closes the connection."""
+
+    def __init__(self, handler: Handler) -> None:
+        self.handler, self.bodies = handler, list[bytes]()
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+        self.lock = threading.Lock()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self.listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection:
+            while data := connection.recv(65536):
+                with self.lock:
+                    number = len(self.bodies)
+                    self.bodies.append(data.split(b"\r\n\r\n", 1)[1])
+                answer = self.handler(number, data)
+                if not answer:
+                    return
+                connection.sendall(answer)
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Handler], Answering]]:
+    started: list[Answering] = []
+
+    def run(handler: Handler) -> Answering:
+        started.append(Answering(handler))
+        return started[-1]
+
+    yield run
+    for server in started:
+        server.listener.close()
+
+
+REQUESTS = [Request("ü 1"), Request(history=("a", "b"), exclude=("c",))]
+
+
+def test_everything_that_is_due_is_sent_and_counted(serve) -> None:
+    server = serve(lambda number, _: ok("model" if number % 2 else "cache"))
+    found = loadtest.run(server.url, REQUESTS, Load(rate=100, seconds=1, connections=4, k=7))
+    assert found.answered == 100
+    assert found.statuses == {"200": 100}
+    assert found.sources == {"cache": 50, "model": 50}
+    assert found.failed == 0
+    assert 0 < found.ms["50"] <= found.ms["99"] <= found.ms["100"] < 5000
+    bodies = {body.decode() for body in server.bodies}
+    assert [json.loads(body) for body in sorted(bodies)] == [
+        {"history": ["a", "b"], "exclude": ["c"], "k": 7},
+        {"user_id": "ü 1", "k": 7},
+    ]
+
+
+def test_a_stall_is_felt_by_all_who_were_due_in_it(serve) -> None:
+    """A closed loop over one connection would report one slow request of 200."""
+    stalled = threading.Event()
+
+    def handler(number: int, _: bytes) -> bytes:
+        if number == 50:
+            stalled.wait(0.5)
+        return ok()
+
+    found = loadtest.run(serve(handler).url, REQUESTS, Load(rate=200, seconds=1, connections=1))
+    assert found.answered == 200
+    assert found.ms["99"] > 400
+    assert found.ms["90"] > 300  # a hundred requests were due while it stalled
+
+
+def test_failures_are_counted_by_what_they_were(serve) -> None:
+    def handler(number: int, _: bytes) -> bytes:
+        if number % 10 == 3:
+            return b""  # the connection ends
+        if number % 10 == 5:
+            return b"HTTP/1.1 503 Busy\r\nConnection: close\r\nContent-Length: 4\r\n\r\nbusy"
+        return ok()
+
+    found = loadtest.run(serve(handler).url, REQUESTS, Load(rate=200, seconds=0.5, connections=3))
+    assert found.statuses == {"200": 80, "503": 10, "connection lost": 10}
+    assert found.failed == 20
+    assert found.ms["99"] == float("inf")
+    assert not found.holds(1e9)
+    assert "503: 10, connection lost: 10" in loadtest.line(found)
+
+
+def test_what_never_answers_does_not_hang(serve, monkeypatch) -> None:
+    monkeypatch.setattr(loadtest, "GRACE_S", 0.2)
+    release = threading.Event()
+    server = serve(lambda number, _: (release.wait(5) and b"") or b"")
+    found = loadtest.run(server.url, REQUESTS, Load(rate=50, seconds=0.2, connections=20))
+    release.set()
+    assert found.answered == 0
+    assert found.statuses == {"no answer": 10}
+
+
+def test_nobody_there(monkeypatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    with pytest.raises(MeasurementError, match=f"nothing answers at 127.0.0.1 port {port}; start `recfit serve` there"):
+        loadtest.run(f"127.0.0.1:{port}", REQUESTS, Load(10, 0.1))
+
+
+@pytest.mark.parametrize("most", [0.4, 37.0, 950.0])
+def test_the_highest_rate_is_found(monkeypatch, most: float) -> None:
+    asked: list[float] = []
+
+    def run(url: str, requests: object, load: Load) -> Found:
+        asked.append(load.rate)
+        return Found(load.rate, load.rate, 1, {"200": 1}, {}, {"99": 1.0 if load.rate <= most else 9.0})
+
+    monkeypatch.setattr(loadtest, "run", run)
+    runs = list(loadtest.find_most("", [], Load(50), 5.0))
+    best = max((found.rate for found in runs if found.holds(5.0)), default=0.0)
+    assert best <= most
+    assert best >= most / (1 + loadtest.CLOSENESS) or most < 1
+    assert len(asked) < 15
+
+
+def test_a_rate_that_was_not_reached_does_not_hold() -> None:
+    assert Found(100, 98, 1, {"200": 1}, {}, {"99": 1.0}).holds(5)
+    assert not Found(100, 90, 1, {"200": 1}, {}, {"99": 1.0}).holds(5)
+    assert not Found(100, 100, 1, {"200": 1, "503": 1}, {}, {"99": 1.0}).holds(5)
+
+
+def test_percentiles_are_values_that_occurred() -> None:
+    late = np.arange(1, 1001, dtype=np.float32)
+    assert [loadtest._percentile(late, share) for share in (50, 99, 99.9, 100)] == [500, 990, 999, 1000]
+
+
+@pytest.mark.parametrize(("setting", "value"), [("rate", 0), ("seconds", 0), ("connections", 0), ("k", 1001)])
+def test_a_load_that_cannot_be_is_refused(setting: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=rf"load\.{setting} = {value} is outside"):
+        Load(**{"rate": 10, setting: value})
+
+
+def test_the_command_prints_a_table_and_json(serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    server, requests = serve(lambda *_: ok()), tmp_path / "requests.jsonl"
+    requests.write_text('{"user_id": "1"}\n')
+    given = ["loadtest", server.url, "--requests", str(requests), "--rate", "50", "--seconds", "0.3"]
+    assert main(given) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].split()[:2] == ["rate", "sent/s"]
+    assert told[1].split()[0] == "50.00"
+    assert told[2] == "answered from: {'model': 15}"
+    assert main([*given, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["statuses"] == {"200": 15}
+    sys.stdout.flush()
