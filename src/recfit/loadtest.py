@@ -108,6 +108,7 @@ class _Run:
         self.sources: Counter[str] = Counter()
         self.idle: deque[_Connection] = deque()
         self.waiting: deque[int] = deque()
+        self.connections: set[_Connection] = set()
         self.opening: set[asyncio.Future[None]] = set()  # a task that nobody holds may vanish
         self.open = 0
         self.done = asyncio.Event()
@@ -124,8 +125,9 @@ class _Run:
                 await self.done.wait()
         except TimeoutError:
             self.statuses["no answer"] += self.left
-        for connection in [*self.idle]:
+        for connection in [*self.connections]:
             connection.close()
+        await asyncio.sleep(0)  # so that they are gone when the loop ends
         answered = self.late[np.isfinite(self.late)]
         ms = {f"{share:g}": _percentile(self.late, share) * 1e3 for share in PERCENTILES}
         kept_up = float(self.due[-1] / max(sent, self.due[-1]))
@@ -138,6 +140,7 @@ class _Run:
         self.open += 1
         try:
             _, connection = await loop.create_connection(lambda: _Connection(self), self.host, self.port)
+            self.connections.add(connection)
             self._ready(connection)
         except OSError:
             self.open -= 1
@@ -181,6 +184,7 @@ class _Run:
     def lost(self, connection: _Connection, number: int | None) -> None:
         """A connection ended, perhaps with a request on it."""
         self.open -= 1
+        self.connections.discard(connection)
         if connection in self.idle:
             self.idle.remove(connection)
         if number is not None:
@@ -231,7 +235,7 @@ class _Connection(asyncio.Protocol):
         self._run.lost(self, self._number)
 
     def close(self) -> None:
-        self._transport.close()
+        self._transport.abort()
 
 
 def _percentile(late: FloatArray, share: float) -> float:
