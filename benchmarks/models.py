@@ -65,8 +65,8 @@ PRESETS: Mapping[str, tuple[Run, ...]] = {
         Run(
             "sasrec",
             "sasrec",
-            {"layers": 2, "embedding_dim": 128, "ffn": 256, "max_history": 200, "dropout": 0.3},
-            Fit(epochs=14, patience=14, batch_size=64, learning_rate=2e-3, weight_decay=0.05, warmup=100),
+            {"layers": 2, "embedding_dim": 128, "ffn": 256, "max_history": 200, "dropout": 0.2},
+            Fit(epochs=30, patience=30, batch_size=64, learning_rate=2e-3, weight_decay=0.05, warmup=100),
         ),
     ),
 }

@@ -235,6 +235,7 @@ class _Connection(asyncio.Protocol):
         self._run.lost(self, self._number)
 
     def close(self) -> None:
+        self._number = None  # what was on it is counted already
         self._transport.abort()
 
 
