@@ -131,6 +131,7 @@ def _bundle_commands(add: Adder) -> None:
         "--threads", type=int, help="threads of the engine (default: 0, the event loop, for fast models)"
     )
     serve.add_argument("--events", help="a file that keeps what users do (POST /v1/events) over restarts")
+    serve.add_argument("--admin-port", type=int, help="a port on this machine alone, where bundles are swapped")
     serve.add_argument("--drain-s", type=float, help="seconds from SIGTERM to closing (default: 1)")
 
     text = "put load on a server on a schedule, so that stalls are not hidden"
@@ -347,7 +348,7 @@ def serve_command(options: Any) -> None:
     if bundle.suffix == ".toml":
         settings = config.load(bundle)
         bundle, listen = Path(settings.search.directory) / "bundle", settings.serve
-    given = {name: getattr(options, name) for name in ("host", "port", "threads", "events", "drain_s")}
+    given = {name: getattr(options, name) for name in ("host", "port", "threads", "events", "drain_s", "admin_port")}
     listen = replace(listen, **{name: value for name, value in given.items() if value is not None})
     run(bundle, listen, json_greeting=options.json)
 

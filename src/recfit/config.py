@@ -98,6 +98,8 @@ class Serve:
 
     The engine runs on the event loop or in so many `threads`. `events` is the file that keeps what users do while it runs
     (None: it is forgotten at the end). After SIGTERM it goes on for `drain_s` seconds, until load balancers have noticed.
+    `models` are more bundles by name, loaded when they are asked for first; above `memory_mb` of resident memory those that
+    were used least recently leave (0: no bound). `admin_port`, on this machine alone, lets bundles be swapped.
     """
 
     host: str = "127.0.0.1"
@@ -106,9 +108,18 @@ class Serve:
     threads: int = 0
     events: str | None = None
     drain_s: float = 1.0
+    models: Mapping[str, str] = field(default_factory=dict)
+    memory_mb: float = 0.0
+    admin_port: int | None = None
 
     def __post_init__(self) -> None:
-        check_ranges("serve", self, port=(0, 65535), threads=(0, 1024), drain_s=(0, 3600))
+        check_ranges("serve", self, port=(0, 65535), threads=(0, 1024), drain_s=(0, 3600), memory_mb=(0, 1e9))
+        if self.admin_port is not None:
+            check_ranges("serve", self, admin_port=(0, 65535))
+        if wrong := [name for name in self.models if name == "default"]:
+            raise ConfigError(
+                f"serve.models names {wrong[0]!r}, which is the bundle that is served first; choose another"
+            )
         check_choice("serve.histories", self.histories, ("bundle", "request"))
 
 
@@ -186,5 +197,6 @@ def anchored(settings: Settings, folder: Path) -> Settings:
     )
     search = dataclasses.replace(settings.search, directory=os.path.normpath(folder / settings.search.directory))
     model = dataclasses.replace(settings.model, path=resolve(settings.model.path))
-    serve = dataclasses.replace(settings.serve, events=resolve(settings.serve.events))
+    paths = {name: str((folder / path).resolve()) for name, path in settings.serve.models.items()}
+    serve = dataclasses.replace(settings.serve, events=resolve(settings.serve.events), models=paths)
     return dataclasses.replace(settings, data=data, search=search, model=model, serve=serve)

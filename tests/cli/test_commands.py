@@ -287,8 +287,8 @@ def test_recommend_needs_a_bundle_and_a_place_to_write(recfit, made, tmp_path):
         (["recfit.toml"], Serve(port=8123)),
         (["recfit.toml", "--host", "::1", "--port", "0"], Serve("::1", 0)),
         (
-            ["study/bundle", "--threads", "2", "--drain-s", "0", "--events", "e.db"],
-            Serve(threads=2, drain_s=0, events="e.db"),
+            ["study/bundle", "--threads", "2", "--drain-s", "0", "--events", "e.db", "--admin-port", "9"],
+            Serve(threads=2, drain_s=0, events="e.db", admin_port=9),
         ),
     ],
 )

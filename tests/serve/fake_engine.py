@@ -6,7 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from starlette.types import ASGIApp
 
+from recfit.serve.app import make_app
+from recfit.serve.fleet import Fleet
 from recfit.types import FloatArray, Recommendation, Request
 
 ITEMS = tuple(f"i{n}" for n in range(50))
@@ -55,3 +58,8 @@ class FakeEngine:
 
     def title(self, item_id: str) -> str | None:
         return f"Title of {item_id}" if item_id == "i0" else None
+
+
+def app_of(engine: FakeEngine, *, threads: int = 0, **options: Any) -> ASGIApp:
+    """The app that answers from one engine."""
+    return make_app(Fleet(engine, threads=threads), **options)

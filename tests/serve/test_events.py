@@ -11,10 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from fake_engine import FakeEngine
+from fake_engine import FakeEngine, app_of
 
 from recfit.serve import events as module
-from recfit.serve.app import make_app
 from recfit.serve.events import SqliteEvents
 from recfit.types import ConfigError
 
@@ -98,7 +97,7 @@ def test_a_file_that_is_something_else_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_next_request_sees_what_happened(call) -> None:
-    app = make_app(FakeEngine())
+    app = app_of(FakeEngine())
     first = call(app, "POST", "/v1/recommend", json={"user_id": 7, "k": 3}).json()["items"]
     events = [{"user_id": "7", "item_id": first[0]["item_id"]}, {"user_id": "new", "item_id": "unheard of"}]
     kept = call(app, "POST", "/v1/events", json={"events": events}).json()
@@ -122,5 +121,5 @@ def test_the_next_request_sees_what_happened(call) -> None:
     ],
 )
 def test_what_is_no_event_is_422(call, body: dict[str, object], field: str | None) -> None:
-    answer = call(make_app(FakeEngine()), "POST", "/v1/events", json=body)
+    answer = call(app_of(FakeEngine()), "POST", "/v1/events", json=body)
     assert (answer.status_code, answer.json()["error"]["field"]) == (422, field)

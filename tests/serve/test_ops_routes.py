@@ -6,11 +6,10 @@ import threading
 from typing import Any
 
 import pytest
-from fake_engine import FakeEngine
+from fake_engine import FakeEngine, app_of
 from prometheus_client.parser import text_string_to_metric_families
 
 from recfit.serve import app as app_module
-from recfit.serve.app import make_app
 from recfit.serve.metrics import BUCKETS
 from recfit.types import Recommendation, Request
 
@@ -18,14 +17,14 @@ PATH = "/v1/recommend"
 
 
 def test_healthz_says_that_the_process_is_alive(call) -> None:
-    answer = call(make_app(FakeEngine()), "GET", "/healthz")
+    answer = call(app_of(FakeEngine()), "GET", "/healthz")
     assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
 
 
 @pytest.mark.parametrize("threads", [0, 1])
 def test_readyz_asks_the_engine_what_needs_the_model(call, threads: int) -> None:
     asked: list[Request] = []
-    app = make_app(FakeEngine(asked.append), threads=threads)
+    app = app_of(FakeEngine(asked.append), threads=threads)
     asked.clear()
     answer = call(app, "GET", "/readyz")
     assert (answer.status_code, answer.json()) == (200, {"status": "ready"})
@@ -40,7 +39,7 @@ def test_readyz_is_503_while_the_engine_fails_and_200_once_it_recovers(call, cap
         if broken.is_set():
             raise RuntimeError("the model is gone")
 
-    app = make_app(FakeEngine(during), threads=threads)
+    app = app_of(FakeEngine(during), threads=threads)
     broken.set()
     answer = call(app, "GET", "/readyz")
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "not_ready")
@@ -58,7 +57,7 @@ def test_readyz_is_503_when_the_engine_hangs(call, monkeypatch, caplog) -> None:
         if hanging.is_set():
             release.wait(10)
 
-    app = make_app(FakeEngine(during), threads=1)
+    app = app_of(FakeEngine(during), threads=1)
     hanging.set()
     answer = call(app, "GET", "/readyz")
     release.set()
@@ -70,7 +69,7 @@ def test_an_engine_that_never_answers_well_is_not_served() -> None:
         raise RuntimeError("no model")
 
     with pytest.raises(RuntimeError, match="no model"):
-        make_app(FakeEngine(during))
+        app_of(FakeEngine(during))
 
 
 def test_a_catalogue_of_one_item_is_ready(call) -> None:
@@ -78,12 +77,12 @@ def test_a_catalogue_of_one_item_is_ready(call) -> None:
         def recommend(self, requests, k=10):
             return [Recommendation(*((), ()) if r.history else (("i0",), (1.0,)), source="model") for r in requests]
 
-    assert call(make_app(OneItem()), "GET", "/readyz").status_code == 200
+    assert call(app_of(OneItem()), "GET", "/readyz").status_code == 200
 
 
 def test_draining_flips_readyz_alone_and_sends_clients_away(call) -> None:
     draining = threading.Event()
-    app = make_app(FakeEngine(), draining=draining)
+    app = app_of(FakeEngine(), draining=draining)
     assert "connection" not in call(app, "POST", PATH, json={"user_id": "u1"}).headers
     draining.set()
     ready = call(app, "GET", "/readyz")
@@ -94,7 +93,7 @@ def test_draining_flips_readyz_alone_and_sends_clients_away(call) -> None:
 
 
 def test_bundle_shows_recipe_and_promise(call) -> None:
-    assert call(make_app(FakeEngine()), "GET", "/v1/bundle").json() == {
+    assert call(app_of(FakeEngine()), "GET", "/v1/bundle").json() == {
         "name": "toy",
         "bundle": "b0c1",
         "created": "2024-05-06T07:08:09+00:00",
@@ -107,7 +106,7 @@ def test_bundle_shows_recipe_and_promise(call) -> None:
 def test_a_bundle_that_was_never_measured_has_no_promise(call) -> None:
     engine = FakeEngine()
     engine.manifest = {**engine.manifest, "promise": None}
-    assert call(make_app(engine), "GET", "/v1/bundle").json()["promise"] is None
+    assert call(app_of(engine), "GET", "/v1/bundle").json()["promise"] is None
 
 
 def samples(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -117,7 +116,7 @@ def samples(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
 
 
 def test_metrics_count_requests_by_source_and_status(call) -> None:
-    app = make_app(FakeEngine())
+    app = app_of(FakeEngine())
     bodies: list[dict[str, Any]] = [
         {"user_id": "u1"},
         {"user_id": "u1"},
@@ -137,14 +136,14 @@ def test_metrics_count_requests_by_source_and_status(call) -> None:
     }
     assert found["recfit_request_seconds_count", (("route", PATH), ("source", "model"))] == 2
     assert found["recfit_requests_in_flight", ()] == 0
-    assert found["recfit_bundle_info", (("id", "b0c1"), ("name", "toy"), ("recipe", "r9"))] == 1
+    assert found["recfit_bundle_info", (("id", "b0c1"), ("model", "default"), ("name", "toy"), ("recipe", "r9"))] == 1
     assert found["process_resident_memory_bytes", ()] > 1e6
     assert "secret" not in answer.text
     assert "u1" not in answer.text
 
 
 def test_latency_buckets_are_half_a_millisecond_to_a_quarter_second(call) -> None:
-    app = make_app(FakeEngine())
+    app = app_of(FakeEngine())
     call(app, "POST", PATH, json={"user_id": "u1"})
     edges = re.findall(r'recfit_request_seconds_bucket\{le="([^"]+)"', call(app, "GET", "/metrics").text)
     assert edges == [*map(str, BUCKETS), "+Inf"]
@@ -158,7 +157,7 @@ def test_a_request_is_in_flight_while_the_engine_works(call) -> None:
         if request.user_id == "u1":
             seen.append(call_metrics())
 
-    app = make_app(FakeEngine(during), threads=1)
+    app = app_of(FakeEngine(during), threads=1)
 
     def call_metrics() -> str:
         return str(call(app, "GET", "/metrics").text)
@@ -170,7 +169,7 @@ def test_a_request_is_in_flight_while_the_engine_works(call) -> None:
 
 @pytest.fixture(scope="module")
 def document(call) -> dict[str, Any]:
-    answer = call(make_app(FakeEngine()), "GET", "/openapi.json")
+    answer = call(app_of(FakeEngine()), "GET", "/openapi.json")
     assert answer.headers["content-type"] == "application/json"
     return dict(answer.json())
 
@@ -197,7 +196,7 @@ def test_openapi_references_resolve(document) -> None:
 
 
 def test_openapi_tells_every_route_and_only_routes(document, call) -> None:
-    app = make_app(FakeEngine())
+    app = app_of(FakeEngine())
     bodies = {
         "/v1/recommend": {"user_id": "u1"},
         "/v1/recommend/batch": {"requests": [{"user_id": "u1"}]},
@@ -207,18 +206,18 @@ def test_openapi_tells_every_route_and_only_routes(document, call) -> None:
     for method, path, _ in operations(document):
         body = {"json": bodies[path]} if method == "post" else {}
         assert call(app, method.upper(), path.replace("{item_id}", "i1"), **body).status_code == 200
-    others = {"/v1/similar/{item_id}", "/v1/bundle", "/healthz", "/readyz", "/metrics", "/openapi.json"}
+    others = {"/v1/similar/{item_id}", "/v1/models", "/v1/bundle", "/healthz", "/readyz", "/metrics", "/openapi.json"}
     assert document["paths"].keys() == {*bodies, *others}
 
 
 def test_openapi_says_what_the_decoder_does(document) -> None:
     schemas = document["components"]["schemas"]
     asked = schemas["RecommendRequest"]
-    assert asked["properties"].keys() == {"user_id", "history", "k", "exclude", "candidates", "explain"}
+    assert asked["properties"].keys() == {"user_id", "history", "k", "exclude", "candidates", "explain", "model"}
     assert asked["additionalProperties"] is False
     k = asked["properties"]["k"]
     assert (k["type"], k["minimum"], k["maximum"], k["default"]) == ("integer", 1, 1000, 10)
     answered = schemas["RecommendResponse"]
     assert set(answered["required"]) == {"items", "bundle", "source", "request_id"}
     assert answered["properties"]["source"]["enum"] == ["cache", "fallback", "model"]
-    assert document["paths"][PATH]["post"]["responses"].keys() == {"200", "400", "413", "422", "500"}
+    assert document["paths"][PATH]["post"]["responses"].keys() == {"200", "400", "404", "413", "422", "500", "503"}

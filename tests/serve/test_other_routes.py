@@ -5,15 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from fake_engine import FakeEngine
+from fake_engine import FakeEngine, app_of
 
-from recfit.serve.app import make_app
 from recfit.types import Request
 
 
 @pytest.fixture(scope="module")
 def app():
-    return make_app(FakeEngine())
+    return app_of(FakeEngine())
 
 
 def test_a_batch_has_an_outcome_for_each_request_in_order(call, caplog) -> None:
@@ -21,7 +20,7 @@ def test_a_batch_has_an_outcome_for_each_request_in_order(call, caplog) -> None:
         if request.user_id == "poison":
             raise ZeroDivisionError("secret")
 
-    app = make_app(FakeEngine(during))
+    app = app_of(FakeEngine(during))
     requests = [{"user_id": "u1", "k": 2}, {}, {"user_id": "poison"}, {"history": ["i0"], "k": 1}]
     answer = call(app, "POST", "/v1/recommend/batch", json={"requests": requests})
     assert answer.status_code == 200
@@ -82,7 +81,7 @@ def test_only_candidates_are_ranked(app, call) -> None:
 
 @pytest.mark.parametrize("threads", [0, 1])
 def test_a_request_may_ask_where_its_time_went(call, threads: int) -> None:
-    app = make_app(FakeEngine(), threads=threads)
+    app = app_of(FakeEngine(), threads=threads)
     told = call(app, "POST", "/v1/recommend", json={"user_id": "u1", "explain": True}).json()
     silent = call(app, "POST", "/v1/recommend", json={"user_id": "u1"}).json()
     assert told["timings_ms"]["retrieve"] == 0.5

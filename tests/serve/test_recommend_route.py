@@ -7,13 +7,12 @@ from typing import Any
 
 import httpx
 import pytest
-from fake_engine import FakeEngine
+from fake_engine import FakeEngine, app_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from recfit.serve.app import make_app
 from recfit.types import Request
 
 PATH = "/v1/recommend"
@@ -21,7 +20,7 @@ PATH = "/v1/recommend"
 
 @pytest.fixture(scope="module")
 def app():
-    return make_app(FakeEngine())
+    return app_of(FakeEngine())
 
 
 def test_answer_has_items_best_first_with_bundle_source_and_request_id(app, call) -> None:
@@ -58,7 +57,7 @@ def test_request_ids_differ(app, call) -> None:
 )
 def test_the_engine_is_asked_what_the_body_says(call, body: dict[str, Any], request_: Request) -> None:
     asked: list[Request] = []
-    answer = call(make_app(FakeEngine(asked.append)), "POST", PATH, json=body)
+    answer = call(app_of(FakeEngine(asked.append)), "POST", PATH, json=body)
     assert (answer.status_code, asked[-1]) == (200, request_)
 
 
@@ -96,7 +95,7 @@ INVALID = [
     ("[]", None, "expected `object`, got `array`"),
     ("null", None, "expected `object`, got `null`"),
     ('"u1"', None, "got `str`"),
-    ('{"user_id":"u1","top":3}', "top", "user_id, history, k, exclude, candidates, explain"),
+    ('{"user_id":"u1","top":3}', "top", "user_id, history, k, exclude, candidates, explain, model"),
     ('{"we`ird - at `$.k`":1}', "we`ird - at `$.k`", "there is no field"),
     ('{"user_id":true}', "user_id", "got `bool`"),
     ('{"user_id":1.5}', "user_id", "got `float`"),
@@ -178,7 +177,7 @@ def test_a_body_in_parts_is_refused_before_all_of_it_is_read(app) -> None:
 
 
 def test_a_client_that_leaves_early_is_counted_and_not_answered(call) -> None:
-    app = make_app(FakeEngine())
+    app = app_of(FakeEngine())
     assert asgi(app, [part(b"{", True), {"type": "http.disconnect"}]) == []
     metrics = call(app, "GET", "/metrics").text
     assert 'recfit_requests_total{route="/v1/recommend",source="none",status="499"} 1.0' in metrics
@@ -191,7 +190,7 @@ def test_an_engine_that_fails_is_500_without_its_reason_and_the_next_request_is_
         if request.user_id == "poison":
             raise ZeroDivisionError("secret of the engine")
 
-    app = make_app(FakeEngine(during), threads=threads)
+    app = app_of(FakeEngine(during), threads=threads)
     answer = call(app, "POST", PATH, json={"user_id": "poison"})
     error = answer.json()["error"]
     assert (answer.status_code, error["code"]) == (500, "internal")
@@ -233,7 +232,7 @@ def test_a_pool_runs_engine_calls_at_the_same_time(call) -> None:
         if request.user_id == "u1":
             together.wait()
 
-    app = make_app(FakeEngine(during), threads=2)
+    app = app_of(FakeEngine(during), threads=2)
 
     async def two() -> list[int]:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://recfit") as client:
@@ -244,7 +243,7 @@ def test_a_pool_runs_engine_calls_at_the_same_time(call) -> None:
 
 
 def test_concurrent_requests_get_their_own_answers() -> None:
-    app = make_app(FakeEngine(), threads=3)
+    app = app_of(FakeEngine(), threads=3)
 
     async def many() -> list[tuple[int, list[str]]]:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://recfit") as client:

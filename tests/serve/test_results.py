@@ -7,13 +7,12 @@ from collections.abc import Sequence
 
 import httpx
 import pytest
-from fake_engine import ITEMS, FakeEngine
+from fake_engine import ITEMS, FakeEngine, app_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recfit.serve import app as app_module
 from recfit.serve import results as module
-from recfit.serve.app import make_app
 from recfit.serve.results import ENTRY_BYTES, Known, Results, key_of
 from recfit.types import Request
 
@@ -146,7 +145,7 @@ def test_keys_are_equal_for_equal_requests_alone(one: Request, other: Request, k
 
 def test_a_repeated_request_does_not_reach_the_engine_and_an_event_makes_it_another(call) -> None:
     asked: list[Request] = []
-    app = make_app(FakeEngine(asked.append))
+    app = app_of(FakeEngine(asked.append))
     asked.clear()
     first, again = (call(app, "POST", PATH, json={"user_id": "u1"}).json() for _ in range(2))
     assert asked == [Request("u1")]
@@ -163,7 +162,7 @@ def test_a_repeated_request_does_not_reach_the_engine_and_an_event_makes_it_anot
 
 def test_a_crowd_that_asks_for_the_same_is_one_call() -> None:
     asked: list[Request] = []
-    app = make_app(FakeEngine(asked.append), threads=2)
+    app = app_of(FakeEngine(asked.append), threads=2)
     asked.clear()
 
     async def crowd() -> set[str]:
@@ -178,7 +177,7 @@ def test_a_crowd_that_asks_for_the_same_is_one_call() -> None:
 def test_without_room_every_request_reaches_the_engine(call, monkeypatch) -> None:
     monkeypatch.setattr(app_module, "RESULTS_BYTES", 0)
     asked: list[Request] = []
-    app = make_app(FakeEngine(asked.append))
+    app = app_of(FakeEngine(asked.append))
     asked.clear()
     for _ in range(3):
         assert call(app, "POST", PATH, json={"user_id": "u1"}).status_code == 200

@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from recfit.types import Recommendation, Request
+from recfit.types import FloatArray, Recommendation, Request
 
 T = TypeVar("T")
 MOST = 32
@@ -23,8 +23,23 @@ MOST = 32
 Outcome = Recommendation | Exception
 
 
-class Recommends(Protocol):
-    def recommend(self, requests: Sequence[Request], k: int = 10) -> list[Recommendation]: ...
+class Recommender(Protocol):
+    """What the server needs of an engine (`recfit.engine.Engine` is one)."""
+
+    @property
+    def manifest(self) -> Mapping[str, Any]: ...
+
+    def recommend(
+        self, requests: Sequence[Request], k: int = 10, *, spent: dict[str, float] | None = None
+    ) -> list[Recommendation]: ...
+
+    def score(self, request: Request, items: Sequence[str]) -> FloatArray: ...
+
+    def similar(self, item_id: str, k: int = 10) -> Recommendation: ...
+
+    def known_item(self, item_id: str) -> bool: ...
+
+    def title(self, item_id: str) -> str | None: ...
 
 
 class Waiting(NamedTuple):
@@ -39,7 +54,7 @@ class Waiting(NamedTuple):
 class Batcher:
     """The queue in front of one engine, which runs on the event loop (`threads` = 0) or in a pool."""
 
-    def __init__(self, engine: Recommends, threads: int = 0) -> None:
+    def __init__(self, engine: Recommender, threads: int = 0) -> None:
         self._engine = engine
         self._pool = ThreadPoolExecutor(threads, "recfit-engine") if threads else None
         self._free = max(1, threads)
@@ -100,7 +115,7 @@ class Batcher:
             self._wake(loop)
 
 
-def answers(engine: Recommends, batch: Sequence[Waiting]) -> list[Outcome]:
+def answers(engine: Recommender, batch: Sequence[Waiting]) -> list[Outcome]:
     """One outcome for each; requests for as many items run together."""
     found: list[Outcome] = [RuntimeError("not asked")] * len(batch)
     lengths: dict[int, list[int]] = {}
@@ -113,7 +128,7 @@ def answers(engine: Recommends, batch: Sequence[Waiting]) -> list[Outcome]:
     return found
 
 
-def _outcomes(engine: Recommends, requests: Sequence[Request], k: int) -> list[Outcome]:
+def _outcomes(engine: Recommender, requests: Sequence[Request], k: int) -> list[Outcome]:
     """A request that makes the engine fail fails alone."""
     try:
         return [*engine.recommend(requests, k)]

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
     Histogram,
-    Info,
     ProcessCollector,
     generate_latest,
 )
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from recfit.serve.fleet import Fleet
 from recfit.serve.results import Results
 
 BUCKETS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.25)
@@ -29,11 +28,10 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 class Metrics:
     """The counters of one app, in a registry of their own."""
 
-    def __init__(self, manifest: Mapping[str, Any]) -> None:
+    def __init__(self, fleet: Fleet, results: Results) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        bundle = Info("recfit_bundle", "The bundle that answers", registry=self.registry)
-        bundle.info({"name": manifest["name"], "id": manifest["bundle_id"], "recipe": manifest["recipe"]["id"]})
+        self.registry.register(_State(fleet, results))
         self.in_flight = Gauge("recfit_requests_in_flight", "Requests being answered now", registry=self.registry)
         self._requests = Counter(
             "recfit_requests",
@@ -48,18 +46,7 @@ class Metrics:
             buckets=BUCKETS,
             registry=self.registry,
         )
-        self._oldest = Gauge(
-            "recfit_oldest_queued_seconds", "How long the first in the queue has waited", registry=self.registry
-        )
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
-
-    def watch(self, oldest_s: Callable[[], float]) -> None:
-        """Show the age of the queue, which is asked for when somebody looks."""
-        self._oldest.set_function(oldest_s)
-
-    def watch_results(self, results: Results) -> None:
-        """Show what the result cache holds and how often it helped."""
-        self.registry.register(_Results(results))
 
     def count(self, route: str, source: str, status: int, seconds: float) -> None:
         """One request answered; `source` is `none` where no recommendation was made."""
@@ -75,11 +62,21 @@ class Metrics:
         return generate_latest(self.registry)
 
 
-class _Results(Collector):
-    def __init__(self, results: Results) -> None:
-        self._results = results
+class _State(Collector):
+    """What is looked at when somebody asks."""
+
+    def __init__(self, fleet: Fleet, results: Results) -> None:
+        self._fleet, self._results = fleet, results
 
     def collect(self) -> Iterator[Metric]:
+        bundles = InfoMetricFamily("recfit_bundle", "The bundle that answers for a model", labels=("model",))
+        for model, served in self._fleet.loaded.items():
+            manifest = served.engine.manifest
+            about = {"name": manifest["name"], "id": served.bundle, "recipe": manifest["recipe"]["id"]}
+            bundles.add_metric((model,), about)
+        yield bundles
+        oldest = "How long the request that waits longest has been waiting"
+        yield GaugeMetricFamily("recfit_oldest_queued_seconds", oldest, self._fleet.oldest_s())
         found = self._results
         asked = CounterMetricFamily(
             "recfit_results", "Requests, by what the result cache had for them", labels=("outcome",)

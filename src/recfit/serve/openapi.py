@@ -15,6 +15,7 @@ from recfit.serve.schema import (
     EventsRequest,
     EventsResponse,
     Health,
+    ModelsResponse,
     RecommendRequest,
     RecommendResponse,
     ScoreRequest,
@@ -34,16 +35,20 @@ STRUCTS = (
     *dict.fromkeys(struct for _, _, asked, answered in POSTS.values() for struct in (asked, answered)),
     ErrorResponse,
     BundleResponse,
+    ModelsResponse,
     Health,
 )
 ERRORS = {
     "400": "The body is not JSON",
-    "404": "The bundle does not know the item",
+    "404": "There is no such model, or the bundle does not know the item",
     "413": "The body is over 64 KiB",
     "422": "It is no request; `field` names the part",
     "500": "The engine failed",
-    "503": "Not ready: the canary failed, or the server is about to stop",
+    "503": "The model cannot be loaded, the canary failed, or the server is about to stop",
 }
+
+
+MODEL = {"name": "model", "in": "query", "schema": {"type": "string"}}
 
 
 def document() -> bytes:
@@ -66,21 +71,26 @@ def _paths(schema: dict[type, Schema]) -> Schema:
     for path, (name, summary, asked, answered) in POSTS.items():
         operation = _operation(name, summary, _json(schema[answered]))
         operation["requestBody"] = {"required": True, "content": _json(schema[asked])}
-        operation["responses"] |= _errors(error, "400", "413", "422", "500")
+        operation["responses"] |= _errors(error, "400", "404", "413", "422", "500", "503")
         posts[path] = {"post": operation}
     similar = _operation("similar", "The items most like an item", _json(schema[RecommendResponse]))
     similar["parameters"] = [
         {"name": "item_id", "in": "path", "required": True, "schema": {"type": "string"}},
         {"name": "k", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 10}},
+        MODEL,
     ]
     similar["responses"] |= _errors(error, "404", "422", "500")
     ready = _operation("ready", "A recommendation was just made", _json(schema[Health]))
-    ready["responses"] |= _errors(error, "503")
+    ready["responses"] |= _errors(error, "404", "503")
+    ready["parameters"] = [MODEL]
     bundle = _operation("bundle", "The recipe and the promise of the bundle", _json(schema[BundleResponse]))
+    bundle["parameters"] = [MODEL]
+    bundle["responses"] |= _errors(error, "404")
     text = {"text/plain": {"schema": {"type": "string"}}}
     return {
         **posts,
         "/v1/similar/{item_id}": {"get": similar},
+        "/v1/models": {"get": _operation("models", "What can be asked for as `model`", _json(schema[ModelsResponse]))},
         "/v1/bundle": {"get": bundle},
         "/healthz": {"get": _operation("health", "The process is alive", _json(schema[Health]))},
         "/readyz": {"get": ready},

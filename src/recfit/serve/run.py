@@ -6,7 +6,8 @@ import json
 import signal
 import socket
 import time
-from contextlib import closing
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from threading import Event
 from types import FrameType
@@ -17,8 +18,9 @@ from starlette.types import ASGIApp
 from recfit.config import Serve
 from recfit.engine import open_bundle
 from recfit.serve.app import make_app
+from recfit.serve.batcher import Recommender
 from recfit.serve.events import SqliteEvents
-from recfit.serve.service import Recommender
+from recfit.serve.fleet import Fleet
 from recfit.types import ConfigError
 
 KEEP_ALIVE_S = 75
@@ -29,25 +31,38 @@ GRACE_S = 30
 
 def run(bundle: str | Path, settings: Serve, *, json_greeting: bool = False) -> None:
     """Serve the bundle in this directory; returns after SIGTERM or SIGINT. Raises `BundleError` and `ConfigError`."""
-    with bind(settings.host, settings.port) as listener:
+    with ExitStack() as stack:
+        listeners = [stack.enter_context(bind(settings.host, settings.port))]
+        if settings.admin_port is not None:
+            listeners.append(stack.enter_context(bind("127.0.0.1", settings.admin_port)))
         engine = open_bundle(bundle)
         engine.warm_up()
-        serve(engine, listener, settings, json_greeting=json_greeting)
+        serve(engine, listeners, settings, json_greeting=json_greeting)
 
 
-def serve(engine: Recommender, listener: socket.socket, settings: Serve, *, json_greeting: bool = False) -> None:
-    """Answer from an open, warm engine at a bound socket.
+def serve(
+    engine: Recommender, listeners: Sequence[socket.socket], settings: Serve, *, json_greeting: bool = False
+) -> None:
+    """Answer from an open, warm engine at a bound socket; a second one is for operators.
 
     SIGTERM turns `/readyz` to 503 at once; `drain_s` seconds later, when load balancers have seen it, the server
     stops accepting, finishes what is in flight and returns. SIGINT, or a second SIGTERM, skips the wait; one more
     leaves what is in flight.
     """
     draining = Event()
+    paths = {name: Path(path) for name, path in settings.models.items()}
+    fleet = Fleet(engine, threads=settings.threads, paths=paths, most_mb=settings.memory_mb)
+    admin_port = listeners[1].getsockname()[1] if len(listeners) > 1 else None
     with closing(SqliteEvents(Path(settings.events) if settings.events else None)) as events:
-        app = make_app(engine, threads=settings.threads, draining=draining, events=events)
-        name, place = engine.manifest["name"], url(listener)
-        greeting = json.dumps({"serving": name, "url": place}) if json_greeting else f"serving {name} at {place}"
-        Server(_config(app), greeting, draining, settings.drain_s).run([listener])
+        app = make_app(fleet, draining=draining, events=events, admin_port=admin_port)
+        told = {"serving": engine.manifest["name"], "url": url(listeners[0])}
+        told |= {"admin": url(listeners[1])} if admin_port else {}
+        greeting = json.dumps(told) if json_greeting else _greeting(**told)
+        Server(_config(app), greeting, draining, settings.drain_s).run([*listeners])
+
+
+def _greeting(serving: str, url: str, admin: str = "") -> str:
+    return f"serving {serving} at {url}" + (f", operators at {admin}" if admin else "")
 
 
 def _config(app: ASGIApp) -> uvicorn.Config:

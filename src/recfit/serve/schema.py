@@ -24,6 +24,7 @@ History = Annotated[
     tuple[str, ...] | None,
     Meta(description="Item ids, oldest first; wins over what the bundle and the server know of the user"),
 ]
+Model = Annotated[str | None, Meta(description="A model of the server by name; the default one where it is left out")]
 MOST_REQUESTS, MOST_EVENTS = 256, 1000
 
 
@@ -40,6 +41,7 @@ class RecommendRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     explain: Annotated[bool, Meta(description="Tell the milliseconds of every stage; the request then runs alone")] = (
         False
     )
+    model: Model = None
 
     def request(self) -> Request:
         return Request(_text(self.user_id), self.history, self.exclude, candidates=self.candidates)
@@ -57,6 +59,7 @@ class ScoreRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     items: Annotated[tuple[str, ...], Meta(description="Item ids, seen or not")]
     user_id: UserId = None
     history: History = None
+    model: Model = None
 
     def request(self) -> Request:
         return Request(_text(self.user_id), self.history)
@@ -160,6 +163,19 @@ class BatchResponse(msgspec.Struct, frozen=True):
     """An outcome for each request, in their order."""
 
     outcomes: list[Outcome]
+
+
+class ModelState(msgspec.Struct, frozen=True):
+    """A model of the server; `bundle` is null while none is loaded for it."""
+
+    name: str
+    bundle: str | None
+
+
+class ModelsResponse(msgspec.Struct, frozen=True):
+    """What can be asked for as `model`."""
+
+    models: list[ModelState]
 
 
 class BundleResponse(msgspec.Struct, frozen=True):

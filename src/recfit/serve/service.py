@@ -1,53 +1,31 @@
-"""What the server answers, from one engine and what users did since: bodies in, bodies out, no HTTP."""
+"""What the server answers, from its bundles and what users did since: bodies in, bodies out, no HTTP."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from time import perf_counter
-from typing import Any, Protocol
 
 import msgspec
 
 from recfit.serve import schema
-from recfit.serve.batcher import Batcher
 from recfit.serve.events import Events
+from recfit.serve.fleet import Fleet, Served
 from recfit.serve.http import Reply, engine_failed
 from recfit.serve.results import Known, Results, key_of
 from recfit.serve.schema import HttpError, encode
-from recfit.types import FloatArray, Recommendation, Request
+from recfit.types import Recommendation, Request
 
 log = logging.getLogger("recfit.serve")
-
-
-class Recommender(Protocol):
-    """What the server needs of an engine (`recfit.engine.Engine` is one)."""
-
-    @property
-    def manifest(self) -> Mapping[str, Any]: ...
-
-    def recommend(
-        self, requests: Sequence[Request], k: int = 10, *, spent: dict[str, float] | None = None
-    ) -> list[Recommendation]: ...
-
-    def score(self, request: Request, items: Sequence[str]) -> FloatArray: ...
-
-    def similar(self, item_id: str, k: int = 10) -> Recommendation: ...
-
-    def known_item(self, item_id: str) -> bool: ...
-
-    def title(self, item_id: str) -> str | None: ...
 
 
 class Service:
     """Every method that takes a body raises `HttpError` for one that is no request."""
 
-    def __init__(self, engine: Recommender, batcher: Batcher, events: Events, results: Results) -> None:
-        self._engine, self._batcher, self._events, self._results = engine, batcher, events, results
-        self._bundle: str = engine.manifest["bundle_id"]
+    def __init__(self, fleet: Fleet, events: Events, results: Results) -> None:
+        self._fleet, self._events, self._results = fleet, events, results
 
     async def recommend(self, body: bytes | bytearray, number: str) -> Reply:
         response = await self._recommended(schema.parse_recommend(body), number)
@@ -69,48 +47,39 @@ class Service:
             return schema.SentOutcome(error=engine_failed(number).problem)
 
     async def _recommended(self, asked: schema.RecommendRequest, number: str) -> schema.Sent:
+        served = await self._fleet.get(asked.model)
         request = await self._complete(asked.request())
         if asked.explain:
-            return await self._explained(request, asked.k, number)
+            return await _explained(served, request, asked.k, number)
 
         async def make() -> Known:
-            return self._known(await self._batcher.ask(request, asked.k))
+            return _known(served, await served.batcher.ask(request, asked.k))
 
-        known = await self._results.get(key_of(self._bundle, request, asked.k), make)
-        return schema.Sent(msgspec.Raw(known.items), self._bundle, known.source, number)
-
-    async def _explained(self, request: Request, k: int, number: str) -> schema.Sent:
-        """Alone, so that what it takes is its own."""
-        begin, spent = perf_counter(), dict[str, float]()
-        found = (await self._batcher.run(partial(self._engine.recommend, [request], k, spent=spent)))[0]
-        spent["total"] = (perf_counter() - begin) * 1e3
-        known = self._known(found)
-        return schema.Sent(msgspec.Raw(known.items), self._bundle, known.source, number, spent)
-
-    def _known(self, found: Recommendation) -> Known:
-        title = self._engine.title
-        rows = zip(found.items, found.scores, strict=True)
-        return Known(encode([schema.ScoredItem(item, score, title(item)) for item, score in rows]), found.source)
+        known = await self._results.get(key_of(served.bundle, request, asked.k), make)
+        return _sent(served, known, number)
 
     async def score(self, body: bytes | bytearray, number: str) -> Reply:
         asked = schema.parse_score(body)
+        served = await self._fleet.get(asked.model)
         request = await self._complete(asked.request())
-        found = await self._batcher.run(self._engine.score, request, asked.items)
+        found = await served.batcher.run(served.engine.score, request, asked.items)
         scores = [None if score != score else score for score in found.tolist()]  # JSON has no NaN
-        return Reply(encode(schema.ScoreResponse(scores, self._bundle, number)), "model")
+        return Reply(encode(schema.ScoreResponse(scores, served.bundle, number)), "model")
 
-    async def similar(self, item_id: str, k: int, number: str) -> Reply:
-        if not self._engine.known_item(item_id):
+    async def similar(self, item_id: str, k: int, model: str | None, number: str) -> Reply:
+        served = await self._fleet.get(model)
+        if not served.engine.known_item(item_id):
             message = f"the bundle does not know item {item_id[:100]!r}; /v1/bundle says which bundle it is"
             raise HttpError(404, "unknown_item", message, "item_id")
-        known = self._known(await self._batcher.run(self._engine.similar, item_id, k))
-        return Reply(encode(schema.Sent(msgspec.Raw(known.items), self._bundle, known.source, number)), known.source)
+        known = _known(served, await served.batcher.run(served.engine.similar, item_id, k))
+        return Reply(encode(_sent(served, known, number)), known.source)
 
     async def record(self, body: bytes | bytearray, number: str) -> Reply:
         """Keep what users did. Items that the bundle does not know are kept too: the next bundle may."""
         events = schema.parse_events(body).events
         await self._events.add([(event.user, event.item_id) for event in events])
-        unknown = sum(not self._engine.known_item(event.item_id) for event in events)
+        served = await self._fleet.get(None)
+        unknown = sum(not served.engine.known_item(event.item_id) for event in events)
         return Reply(encode(schema.EventsResponse(len(events), unknown, number)))
 
     async def _complete(self, request: Request) -> Request:
@@ -119,3 +88,21 @@ class Service:
             return request
         recent = await self._events.recent(request.user_id)
         return replace(request, recent=recent) if recent else request
+
+
+async def _explained(served: Served, request: Request, k: int, number: str) -> schema.Sent:
+    """Alone, so that what it takes is its own."""
+    begin, spent = perf_counter(), dict[str, float]()
+    found = (await served.batcher.run(partial(served.engine.recommend, [request], k, spent=spent)))[0]
+    spent["total"] = (perf_counter() - begin) * 1e3
+    return _sent(served, _known(served, found), number, spent)
+
+
+def _known(served: Served, found: Recommendation) -> Known:
+    title = served.engine.title
+    rows = zip(found.items, found.scores, strict=True)
+    return Known(encode([schema.ScoredItem(item, score, title(item)) for item, score in rows]), found.source)
+
+
+def _sent(served: Served, known: Known, number: str, timings: dict[str, float] | None = None) -> schema.Sent:
+    return schema.Sent(msgspec.Raw(known.items), served.bundle, known.source, number, timings)

@@ -1,0 +1,209 @@
+"""Several bundles in one server: by name, loaded late, swapped under load, rolled back, evicted."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fake_engine import ITEMS, FakeEngine
+
+from recfit.serve.app import make_app
+from recfit.serve.fleet import DEFAULT, Fleet
+from recfit.serve.schema import HttpError
+from recfit.types import BundleError, Recommendation, Request
+
+PATH, ADMIN = "/v1/recommend", 9
+
+
+class Named(FakeEngine):
+    """Recommends one item, named after itself."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.manifest: Mapping[str, Any] = {**self.manifest, "name": name, "bundle_id": f"id of {name}"}
+
+    def recommend(self, requests: Sequence[Request], k: int = 10, **_: object) -> list[Recommendation]:
+        return [Recommendation((self.name,), (1.0,), "model") for _ in requests]
+
+
+class Opening:
+    """Opens `Named` engines after their paths; remembers which. `bad` ones are refused, `dead` ones never answer."""
+
+    def __init__(self) -> None:
+        self.paths: list[str] = []
+        self.wait = threading.Event()
+        self.wait.set()
+
+    def __call__(self, path: Path) -> FakeEngine:
+        self.wait.wait(5)
+        self.paths.append(path.name)
+        if path.name == "bad":
+            raise BundleError("rows.bin was changed; export it again")
+        if path.name == "dead":
+            return FakeEngine(lambda request: 1 / 0)  # type: ignore[arg-type, return-value]
+        return Named(path.name)
+
+
+@pytest.fixture
+def opening() -> Opening:
+    return Opening()
+
+
+def fleet_of(opening: Opening, **options: Any) -> Fleet:
+    paths = {name: Path(name) for name in ("red", "blue", "bad")}
+    return Fleet(Named("first"), paths=paths, open_engine=opening, **options)
+
+
+def test_a_model_is_loaded_when_it_is_asked_for_first_and_once(call, opening: Opening) -> None:
+    fleet = fleet_of(opening)
+    app = make_app(fleet)
+    assert [model["bundle"] for model in call(app, "GET", "/v1/models").json()["models"]] == ["id of first"] + [
+        None
+    ] * 3
+    opening.wait.clear()
+
+    async def crowd() -> list[str]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://recfit") as client:
+            bodies = [{"user_id": f"{n}", "model": "red"} for n in range(20)]
+            asked = [asyncio.create_task(client.post(PATH, json=body)) for body in bodies]
+            await asyncio.sleep(0.05)
+            # Others are answered while it loads.
+            assert (await client.post(PATH, json={"user_id": "u1"})).json()["bundle"] == "id of first"
+            opening.wait.set()
+            return [(await one).json()["bundle"] for one in asked]
+
+    assert asyncio.run(crowd()) == ["id of red"] * 20
+    assert opening.paths == ["red"]
+    assert call(app, "GET", "/v1/bundle?model=red").json()["name"] == "red"
+    assert call(app, "GET", "/readyz?model=blue").status_code == 200
+    assert call(app, "GET", "/v1/similar/i1?model=blue").json()["bundle"] == "id of blue"
+    assert call(app, "POST", "/v1/score", json={"user_id": "1", "items": [], "model": "blue"}).json()["scores"] == []
+    assert opening.paths == ["red", "blue"]
+
+
+def test_an_unknown_model_is_404_with_those_there_are(call, opening: Opening) -> None:
+    answer = call(make_app(fleet_of(opening)), "POST", PATH, json={"user_id": "u1", "model": "green"})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["field"]) == (404, "unknown_model", "model")
+    assert error["message"] == "there is no model 'green'; there are: default, red, blue, bad"
+
+
+def test_a_model_that_cannot_be_loaded_fails_alone(call, opening: Opening, caplog) -> None:
+    app = make_app(fleet_of(opening))
+    answer = call(app, "POST", PATH, json={"user_id": "u1", "model": "bad"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "model_unavailable")
+    assert "rows.bin" not in answer.text
+    assert "rows.bin was changed" in caplog.text
+    assert call(app, "POST", PATH, json={"user_id": "u1"}).status_code == 200
+
+
+def test_a_swap_is_answered_by_the_new_bundle_and_a_rollback_by_the_old(opening: Opening) -> None:
+    async def run() -> None:
+        fleet = fleet_of(opening)
+        await fleet.swap(DEFAULT, Path("second"))
+        assert (await fleet.get(None)).bundle == "id of second"
+        await fleet.rollback(DEFAULT)
+        assert (await fleet.get(None)).bundle == "id of first"
+        await fleet.rollback(DEFAULT)
+        assert (await fleet.get(None)).bundle == "id of second"
+        with pytest.raises(HttpError, match="there was no other bundle behind 'red' since the server started"):
+            await fleet.rollback("red")
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("bundle", "words"), [("bad", "rows.bin was changed"), ("dead", "does not answer")])
+def test_a_bundle_that_cannot_answer_leaves_the_old_one(opening: Opening, bundle: str, words: str) -> None:
+    async def run() -> None:
+        fleet = fleet_of(opening)
+        with pytest.raises(Exception, match=words):
+            await fleet.swap(DEFAULT, Path(bundle))
+        assert (await fleet.get(None)).bundle == "id of first"
+
+    asyncio.run(run())
+
+
+def test_a_hundred_swaps_under_load_fail_no_request_and_mix_no_answer(opening: Opening) -> None:
+    fleet = fleet_of(opening, threads=1)
+    app = make_app(fleet)
+
+    async def run() -> list[dict[str, Any]]:
+        answers: list[dict[str, Any]] = []
+        over = asyncio.Event()
+
+        async def load(client: httpx.AsyncClient) -> None:
+            while not over.is_set():
+                answer = await client.post(
+                    PATH, json={"history": [ITEMS[len(answers) % 50]], "k": 1 + len(answers) % 9}
+                )
+                assert answer.status_code == 200
+                answers.append(answer.json())
+
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://recfit") as client:
+            clients = [asyncio.create_task(load(client)) for _ in range(4)]
+            for number in range(100):
+                path = Path("bad" if number % 10 == 9 else f"bundle {number % 7}")
+                try:
+                    await fleet.swap(DEFAULT, path)
+                except BundleError:
+                    assert path.name == "bad"
+            over.set()
+            await asyncio.gather(*clients)
+        return answers
+
+    answers = asyncio.run(run())
+    assert len(answers) > 50
+    assert all(answer["bundle"] == f"id of {answer['items'][0]['item_id']}" for answer in answers)
+    assert len({answer["bundle"] for answer in answers}) > 3
+
+
+def test_what_was_used_least_recently_leaves_when_memory_is_short(opening: Opening) -> None:
+    async def run() -> list[list[str]]:
+        fleet, seen = fleet_of(opening, most_mb=1.0), []
+        for name in ("red", "blue", "red"):
+            await fleet.get(name)
+            seen.append([*fleet.loaded])
+        return seen
+
+    assert asyncio.run(run()) == [["default", "red"], ["default", "blue"], ["default", "red"]]
+    assert opening.paths == ["red", "blue", "red"]
+
+
+def admin(app: Any, method: str, path: str, port: int = ADMIN, **options: Any) -> httpx.Response:
+    async def request() -> httpx.Response:
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url=f"http://recfit:{port}") as client:
+            return await client.request(method, path, **options)
+
+    return asyncio.run(request())
+
+
+def test_operators_swap_roll_back_and_unload(opening: Opening) -> None:
+    app = make_app(fleet_of(opening), admin_port=ADMIN)
+    swapped = admin(app, "PUT", "/admin/models/default", json={"bundle": "second"})
+    assert (swapped.status_code, swapped.json()) == (200, {"name": "default", "bundle": "id of second"})
+    assert admin(app, "POST", PATH, json={"user_id": "u1"}).json()["bundle"] == "id of second"
+    assert admin(app, "POST", "/admin/models/default/rollback").json()["bundle"] == "id of first"
+    assert admin(app, "PUT", "/admin/models/green", json={"bundle": "blue"}).status_code == 200
+    assert admin(app, "POST", PATH, json={"user_id": "u1", "model": "green"}).json()["bundle"] == "id of blue"
+    assert admin(app, "DELETE", "/admin/models/green").json() == {"name": "green", "bundle": None}
+    assert admin(app, "DELETE", "/admin/models/default").json()["error"]["code"] == "default_stays"
+    refused = admin(app, "PUT", "/admin/models/default", json={"bundle": "bad"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (422, "bundle_refused")
+    assert "the old bundle goes on" in refused.json()["error"]["message"]
+    for body in (b"", b"[]", b'{"bundle": 3}', b'{"path": "x"}', b'{"bundle": "\xff"}'):
+        assert admin(app, "PUT", "/admin/models/default", content=body).status_code == 422
+
+
+@pytest.mark.parametrize("admin_port", [None, ADMIN])
+def test_the_public_port_has_no_routes_of_operators(opening: Opening, admin_port: int | None) -> None:
+    app = make_app(fleet_of(opening), admin_port=admin_port)
+    for method, path in (("PUT", "/admin/models/default"), ("POST", "/admin/models/default/rollback")):
+        assert admin(app, method, path, 80, json={"bundle": "second"}).status_code == 404
+    assert not opening.paths
