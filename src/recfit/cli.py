@@ -8,7 +8,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -132,6 +132,9 @@ def _bundle_commands(add: Adder) -> None:
     )
     serve.add_argument("--events", help="a file that keeps what users do (POST /v1/events) over restarts")
     serve.add_argument("--admin-port", type=int, help="a port on this machine alone, where bundles are swapped")
+    serve.add_argument("--keys", help="a TOML file of who may ask, and how often (docs/serving.md)")
+    serve.add_argument("--certificate", help="a PEM file for TLS ...")
+    serve.add_argument("--private-key", help="... and that of its key")
     serve.add_argument("--drain-s", type=float, help="seconds from SIGTERM to closing (default: 1)")
 
     text = "put load on a server on a schedule, so that stalls are not hidden"
@@ -348,7 +351,7 @@ def serve_command(options: Any) -> None:
     if bundle.suffix == ".toml":
         settings = config.load(bundle)
         bundle, listen = Path(settings.search.directory) / "bundle", settings.serve
-    given = {name: getattr(options, name) for name in ("host", "port", "threads", "events", "drain_s", "admin_port")}
+    given = {field.name: getattr(options, field.name, None) for field in fields(listen)}
     listen = replace(listen, **{name: value for name, value in given.items() if value is not None})
     run(bundle, listen, json_greeting=options.json)
 

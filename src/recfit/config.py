@@ -99,7 +99,8 @@ class Serve:
     The engine runs on the event loop or in so many `threads`. `events` is the file that keeps what users do while it runs
     (None: it is forgotten at the end). After SIGTERM it goes on for `drain_s` seconds, until load balancers have noticed.
     `models` are more bundles by name, loaded when they are asked for first; above `memory_mb` of resident memory those that
-    were used least recently leave (0: no bound). `admin_port`, on this machine alone, lets bundles be swapped.
+    were used least recently leave (0: no bound). `admin_port`, on this machine alone, lets bundles be swapped. `keys` is the
+    file of those who may ask (None: everybody may), `certificate` and `private_key` are the PEM files for TLS.
     """
 
     host: str = "127.0.0.1"
@@ -111,9 +112,14 @@ class Serve:
     models: Mapping[str, str] = field(default_factory=dict)
     memory_mb: float = 0.0
     admin_port: int | None = None
+    keys: str | None = None
+    certificate: str | None = None
+    private_key: str | None = None
 
     def __post_init__(self) -> None:
         check_ranges("serve", self, port=(0, 65535), threads=(0, 1024), drain_s=(0, 3600), memory_mb=(0, 1e9))
+        if (self.certificate is None) != (self.private_key is None):
+            raise ConfigError("serve.certificate and serve.private_key go together; give both, or neither")
         if self.admin_port is not None:
             check_ranges("serve", self, admin_port=(0, 65535))
         if wrong := [name for name in self.models if name == "default"]:
@@ -198,5 +204,12 @@ def anchored(settings: Settings, folder: Path) -> Settings:
     search = dataclasses.replace(settings.search, directory=os.path.normpath(folder / settings.search.directory))
     model = dataclasses.replace(settings.model, path=resolve(settings.model.path))
     paths = {name: str((folder / path).resolve()) for name, path in settings.serve.models.items()}
-    serve = dataclasses.replace(settings.serve, events=resolve(settings.serve.events), models=paths)
+    serve = dataclasses.replace(
+        settings.serve,
+        models=paths,
+        events=resolve(settings.serve.events),
+        keys=resolve(settings.serve.keys),
+        certificate=resolve(settings.serve.certificate),
+        private_key=resolve(settings.serve.private_key),
+    )
     return dataclasses.replace(settings, data=data, search=search, model=model, serve=serve)

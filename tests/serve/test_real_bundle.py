@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -80,3 +83,57 @@ def test_the_bundle_is_ready_and_described(bundle, client) -> None:
     assert described["bundle"] == open_bundle(bundle).manifest["bundle_id"]
     assert (described["recipe"], described["promise"]) == ({"id": "r0", "steps": []}, None)
     assert described["catalogue"] == {"users": 3, "items": 12}
+
+
+TLS = Path(__file__).parent / "tls"  # made for these tests, of no use elsewhere
+KEYS = f'[[key]]\nname = "shop"\nsha256 = "{hashlib.sha256(b"s3cret").hexdigest()}"\n'
+
+
+def test_tls_keys_events_and_operators_of_a_running_server(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "keys.toml").write_text(KEYS)
+    files = [
+        "--certificate",
+        TLS / "certificate.pem",
+        "--private-key",
+        TLS / "key.pem",
+        "--keys",
+        tmp_path / "keys.toml",
+    ]
+    command = [sys.executable, "-m", "recfit.cli", "serve", bundle, "--port", "0", "--admin-port", "0", *files]
+    for restart in (False, True):
+        with subprocess.Popen(
+            [*map(str, command), "--events", str(tmp_path / "events.db"), "--json"], stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout is not None
+            told = json.loads(process.stdout.readline())
+            assert told["url"].startswith("https://127.0.0.1:")
+            trust = ssl.create_default_context(cafile=TLS / "certificate.pem")
+            with httpx.Client(verify=trust, headers={"authorization": "Bearer s3cret"}) as client:
+                assert httpx.post(told["url"] + "/v1/recommend", json={"user_id": "1"}, verify=trust).status_code == 401
+                answer = client.post(told["url"] + "/v1/recommend", json={"user_id": "1", "k": 12}).json()
+                seen = {item["item_id"] for item in answer["items"]}
+                assert ("i9" in seen) == (not restart)
+                client.post(told["url"] + "/v1/events", json={"events": [{"user_id": "1", "item_id": "i9"}]})
+                swapped = client.put(told["admin"] + "/admin/models/default", json={"bundle": str(bundle)})
+                assert swapped.json()["bundle"] == answer["bundle"]
+                refused = client.put(told["admin"] + "/admin/models/default", json={"bundle": str(tmp_path)})
+                assert refused.status_code == 422
+                assert "is not a bundle" in refused.json()["error"]["message"]
+                assert client.put(told["url"] + "/admin/models/default", json={"bundle": "x"}).status_code == 404
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 0
+
+
+def test_a_certificate_without_its_key_is_told_in_a_line(bundle: Path) -> None:
+    command = [sys.executable, "-m", "recfit.cli", "serve", str(bundle), "--port", "0"]
+    for given, words in (
+        (["--certificate", str(TLS / "certificate.pem")], "go together; give both, or neither"),
+        (
+            ["--certificate", str(TLS / "certificate.pem"), "--private-key", str(bundle / "manifest.json")],
+            "no certificate",
+        ),
+    ):
+        done = subprocess.run([*command, *given], capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert words in done.stderr
+        assert done.stderr.count("\n") == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from threading import Event
 from time import perf_counter
 from typing import NamedTuple
@@ -94,10 +94,12 @@ async def read_body(receive: Receive) -> bytes | bytearray:
             return body
 
 
-async def respond(send: Send, status: int, body: bytes, close: bool) -> None:
+async def respond(
+    send: Send, status: int, body: bytes, close: bool, headers: Sequence[tuple[bytes, bytes]] = ()
+) -> None:
     """Write a JSON answer; `close` tells a keep-alive client to connect anew, to another server."""
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    sent = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *headers]
     if close:
-        headers.append((b"connection", b"close"))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
+        sent.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": status, "headers": sent})
     await send({"type": "http.response.body", "body": body})

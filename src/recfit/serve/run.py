@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import ssl
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
@@ -21,6 +22,7 @@ from recfit.serve.app import make_app
 from recfit.serve.batcher import Recommender
 from recfit.serve.events import SqliteEvents
 from recfit.serve.fleet import Fleet
+from recfit.serve.guard import Guard, read_keys
 from recfit.types import ConfigError
 
 KEEP_ALIVE_S = 75
@@ -54,19 +56,22 @@ def serve(
     fleet = Fleet(engine, threads=settings.threads, paths=paths, most_mb=settings.memory_mb)
     admin_port = listeners[1].getsockname()[1] if len(listeners) > 1 else None
     with closing(SqliteEvents(Path(settings.events) if settings.events else None)) as events:
-        app = make_app(fleet, draining=draining, events=events, admin_port=admin_port)
-        told = {"serving": engine.manifest["name"], "url": url(listeners[0])}
-        told |= {"admin": url(listeners[1])} if admin_port else {}
+        app: ASGIApp = make_app(fleet, draining=draining, events=events, admin_port=admin_port)
+        if settings.keys is not None:
+            app = Guard(app, read_keys(Path(settings.keys)))
+        scheme = "https" if settings.certificate else "http"
+        told = {"serving": engine.manifest["name"], "url": url(listeners[0], scheme)}
+        told |= {"admin": url(listeners[1], scheme)} if admin_port else {}
         greeting = json.dumps(told) if json_greeting else _greeting(**told)
-        Server(_config(app), greeting, draining, settings.drain_s).run([*listeners])
+        Server(_config(app, settings), greeting, draining, settings.drain_s).run([*listeners])
 
 
 def _greeting(serving: str, url: str, admin: str = "") -> str:
     return f"serving {serving} at {url}" + (f", operators at {admin}" if admin else "")
 
 
-def _config(app: ASGIApp) -> uvicorn.Config:
-    return uvicorn.Config(
+def _config(app: ASGIApp, settings: Serve) -> uvicorn.Config:
+    config = uvicorn.Config(
         app,
         http="httptools",
         ws="none",
@@ -78,12 +83,21 @@ def _config(app: ASGIApp) -> uvicorn.Config:
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=GRACE_S,
+        ssl_certfile=settings.certificate,
+        ssl_keyfile=settings.private_key,
     )
+    try:
+        config.load()
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            f"{settings.certificate} and {settings.private_key} are no certificate with its key: {error}; give PEM files"
+        ) from None
+    return config
 
 
-def url(listener: socket.socket) -> str:
+def url(listener: socket.socket, scheme: str = "http") -> str:
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import msgspec
@@ -198,9 +198,16 @@ class Health(msgspec.Struct, frozen=True):
 class HttpError(Exception):
     """A request that gets an error for an answer."""
 
-    def __init__(self, status: int, code: str, message: str, field: str | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        field: str | None = None,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
         super().__init__(message)
-        self.status = status
+        self.status, self.headers = status, headers
         self.problem = Problem(code, message, field)
 
     @property

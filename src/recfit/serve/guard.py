@@ -1,0 +1,118 @@
+"""Who may ask, and how often. Keys are kept as their sha256, so that the file gives none away."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from recfit.options import from_options
+from recfit.serve.http import respond
+from recfit.serve.schema import HttpError
+from recfit.types import ConfigError
+
+OPEN = ("/healthz", "/readyz")
+"""What load balancers ask, who have no key."""
+BURST_S = 1.0
+"""Requests that were not made in this time may be made at once."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """A client: a `name` for people, the `sha256` of its key in hex, and the requests a second it may make (0: any)."""
+
+    name: str
+    sha256: str
+    rate: float = 0.0
+
+    def __post_init__(self) -> None:
+        if len(self.sha256) != 64 or set(self.sha256) - set("0123456789abcdef"):
+            raise ConfigError(
+                f"key {self.name!r} has sha256 = {self.sha256[:70]!r}; give 64 hex digits: printf KEY | sha256sum"
+            )
+        if self.rate < 0:
+            raise ConfigError(f"key {self.name!r} has rate = {self.rate:g}; give requests a second, or 0 for no limit")
+
+
+@dataclass
+class Bucket:
+    """A token bucket: `rate` tokens a second flow in, up to those of `BURST_S` (one at least)."""
+
+    rate: float
+    tokens: float = field(init=False)
+    at: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tokens, self.at = self.most, time.monotonic()
+
+    @property
+    def most(self) -> float:
+        return max(1.0, self.rate * BURST_S)
+
+    def take(self) -> float:
+        """0 and a token is gone; else the seconds until there is one."""
+        now = time.monotonic()
+        self.tokens, self.at = min(self.most, self.tokens + (now - self.at) * self.rate), now
+        if self.tokens >= 1:
+            self.tokens -= 1
+            return 0.0
+        return (1 - self.tokens) / self.rate
+
+
+def read_keys(path: Path) -> list[Key]:
+    """The `[[key]]` tables of a TOML file. Raises `ConfigError`."""
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"there is no file {path} of keys; check serve.keys") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    keys = [from_options(Key, table, f"{path}, key") for table in content.get("key", [])]
+    if not keys:
+        raise ConfigError(f"{path} holds no [[key]]; without one nobody could ask")
+    return keys
+
+
+class Guard:
+    """Lets requests with a known key (`Authorization: Bearer KEY`, `X-API-Key: KEY`) through to `app`, as often as they may."""
+
+    def __init__(self, app: ASGIApp, keys: Sequence[Key]) -> None:
+        self._app = app
+        self._buckets: Mapping[str, Bucket | None] = {
+            key.sha256: Bucket(key.rate) if key.rate else None for key in keys
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            if scope["type"] == "http" and scope["path"] not in OPEN:
+                self._check(scope)
+        except HttpError as refused:
+            await respond(send, refused.status, refused.body, close=False, headers=refused.headers)
+            return
+        await self._app(scope, receive, send)
+
+    def _check(self, scope: Scope) -> None:
+        digest = hashlib.sha256(_key(scope)).hexdigest()
+        if digest not in self._buckets:
+            message = "the key is missing or not known; send Authorization: Bearer KEY"
+            raise HttpError(401, "unauthorized", message, headers=[(b"www-authenticate", b"Bearer")])
+        bucket = self._buckets[digest]
+        if bucket is not None and (wait := bucket.take()):
+            message = f"this key may make {bucket.rate:g} requests a second; wait"
+            raise HttpError(429, "too_many_requests", message, headers=[(b"retry-after", b"%d" % math.ceil(wait))])
+
+
+def _key(scope: Scope) -> bytes:
+    """The key that a request brings, empty where it brings none."""
+    for name, value in scope["headers"]:
+        if name == b"x-api-key":
+            return bytes(value)
+        if name == b"authorization" and value[:7].lower() == b"bearer ":
+            return bytes(value[7:]).strip()
+    return b""

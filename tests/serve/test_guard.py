@@ -1,0 +1,115 @@
+"""Who may ask, and how often."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from pathlib import Path
+
+import httpx
+import pytest
+from fake_engine import FakeEngine, app_of
+
+from recfit.serve import guard as module
+from recfit.serve.guard import Bucket, Guard, Key, read_keys
+from recfit.types import ConfigError
+
+PATH, BODY = "/v1/recommend", {"user_id": "u1"}
+
+
+def digest(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+@pytest.fixture
+def app() -> Guard:
+    return Guard(app_of(FakeEngine()), [Key("shop", digest("s3cret")), Key("batch", digest("slow"), rate=2.0)])
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"authorization": "Bearer s3cret"},
+        {"authorization": "bearer s3cret "},
+        {"x-api-key": "s3cret"},
+        {"X-API-Key": "s3cret"},
+    ],
+)
+def test_a_known_key_may_ask(call, app: Guard, headers: dict[str, str]) -> None:
+    assert call(app, "POST", PATH, json=BODY, headers=headers).status_code == 200
+    assert call(app, "GET", "/metrics", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("headers", [{}, {"x-api-key": "S3cret"}, {"authorization": "Basic s3cret"}, {"x-api-key": ""}])
+def test_without_one_nobody_may_ask(call, app: Guard, headers: dict[str, str]) -> None:
+    answer = call(app, "POST", PATH, json=BODY, headers=headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (401, "unauthorized")
+    assert answer.headers["www-authenticate"] == "Bearer"
+    for path in ("/v1/bundle", "/metrics", "/openapi.json", "/nowhere", "/admin/models/default"):
+        assert call(app, "GET", path, headers=headers).status_code == 401
+
+
+def test_load_balancers_need_no_key(call, app: Guard) -> None:
+    assert call(app, "GET", "/healthz").status_code == 200
+    assert call(app, "GET", "/readyz").status_code == 200
+
+
+def test_a_key_that_asks_too_often_is_told_when_to_come_back(app: Guard, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [50.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    limited = Guard(app_of(FakeEngine()), [Key("batch", digest("slow"), rate=2.0), Key("shop", digest("s3cret"))])
+
+    async def run() -> None:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(limited), base_url="http://recfit") as client:
+
+            async def ask(key: str) -> httpx.Response:
+                return await client.post(PATH, json=BODY, headers={"x-api-key": key})
+
+            assert [(await ask("slow")).status_code for _ in range(3)] == [200, 200, 429]
+            refused = await ask("slow")
+            assert (refused.json()["error"]["code"], refused.headers["retry-after"]) == ("too_many_requests", "1")
+            assert (await ask("s3cret")).status_code == 200  # others are not held up
+            now[0] += 0.5
+            assert [(await ask("slow")).status_code for _ in range(2)] == [200, 429]
+
+    asyncio.run(run())
+
+
+def test_a_bucket_holds_a_second_of_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    bucket = Bucket(100.0)
+    now[0] += 60
+    assert sum(bucket.take() == 0 for _ in range(300)) == 100
+    assert bucket.take() == pytest.approx(0.01)
+    rare = Bucket(0.1)
+    assert rare.take() == 0
+    assert rare.take() == pytest.approx(10)
+
+
+def test_keys_come_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "keys.toml"
+    file.write_text(f'[[key]]\nname = "shop"\nsha256 = "{digest("s3cret")}"\nrate = 5\n')
+    assert read_keys(file) == [Key("shop", digest("s3cret"), 5.0)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"holds no \[\[key\]\]; without one nobody could ask"),
+        ("[[key]]\nname = 3", r"key needs the setting 'sha256'; add it"),
+        ('[[key]]\nname = "a"\nsha256 = "s3cret"', r"key 'a' has sha256 = 's3cret'; give 64 hex digits"),
+        (f'[[key]]\nname = "a"\nsha256 = "{"0" * 64}"\nrate = -1', r"key 'a' has rate = -1; give requests a second"),
+        ('[[key]]\nkey = "a"', r"key has no setting 'key'"),
+        ("[[key", r"is not valid TOML"),
+    ],
+)
+def test_a_file_that_cannot_be_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "keys.toml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_keys(tmp_path / "keys.toml")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"there is no file .*keys.toml of keys; check serve.keys"):
+        read_keys(tmp_path / "keys.toml")
