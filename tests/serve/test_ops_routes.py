@@ -202,11 +202,24 @@ def test_openapi_tells_every_route_and_only_routes(document, call) -> None:
         "/v1/recommend/batch": {"requests": [{"user_id": "u1"}]},
         "/v1/score": {"user_id": "u1", "items": ["i1"]},
         "/v1/events": {"events": [{"user_id": "u1", "item_id": "i1"}]},
+        "/v2/models/{name}/infer": {"inputs": [{"name": "user_id", "shape": [1], "datatype": "BYTES", "data": ["u1"]}]},
     }
     for method, path, _ in operations(document):
         body = {"json": bodies[path]} if method == "post" else {}
-        assert call(app, method.upper(), path.replace("{item_id}", "i1"), **body).status_code == 200
-    others = {"/v1/similar/{item_id}", "/v1/models", "/v1/bundle", "/healthz", "/readyz", "/metrics", "/openapi.json"}
+        assert (
+            call(app, method.upper(), path.replace("{item_id}", "i1").replace("{name}", "default"), **body).status_code
+            == 200
+        )
+    v2 = {"/v2/health/live", "/v2/health/ready", "/v2/models/{name}", "/v2/models/{name}/ready"}
+    others = v2 | {
+        "/v1/similar/{item_id}",
+        "/v1/models",
+        "/v1/bundle",
+        "/healthz",
+        "/readyz",
+        "/metrics",
+        "/openapi.json",
+    }
     assert document["paths"].keys() == {*bodies, *others}
 
 

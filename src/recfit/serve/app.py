@@ -22,12 +22,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from recfit.serve import openapi
+from recfit.serve import openapi, v2
 from recfit.serve.admin import make_admin
 from recfit.serve.errors import fail, no, refuse
 from recfit.serve.events import Events, SqliteEvents
 from recfit.serve.fleet import Fleet
-from recfit.serve.http import Post, request_id
+from recfit.serve.http import Post, read_body, request_id
 from recfit.serve.metrics import CONTENT_TYPE, Metrics
 from recfit.serve.results import Results
 from recfit.serve.schema import Health, HttpError, ModelsResponse, ModelState, describe, encode
@@ -65,6 +65,11 @@ def make_app(
             Route("/v1/similar/{item_id:path}", similar(service)),
             Route("/v1/models", models(fleet)),
             Route("/v1/bundle", bundle(fleet)),
+            Route("/v2/health/live", fixed(encode({"live": True}))),
+            Route("/v2/health/ready", readiness(fleet, draining)),
+            Route("/v2/models/{name}", v2_metadata(fleet)),
+            Route("/v2/models/{name}/ready", readiness(fleet, draining)),
+            Route("/v2/models/{name}/infer", v2_infer(service), methods=["POST"]),
             Route("/healthz", fixed(encode(Health("ok")))),
             Route("/readyz", readiness(fleet, draining)),
             Route("/metrics", exposition(metrics)),
@@ -98,6 +103,23 @@ def similar(service: Service) -> Endpoint:
     return endpoint
 
 
+def v2_metadata(fleet: Fleet) -> Endpoint:
+    async def endpoint(request: HttpRequest) -> Response:
+        name = request.path_params["name"]
+        return Response(v2.metadata(name, (await fleet.get(name)).bundle), media_type="application/json")
+
+    return endpoint
+
+
+def v2_infer(service: Service) -> Endpoint:
+    async def endpoint(request: HttpRequest) -> Response:
+        body = await read_body(request.receive)
+        found = await v2.infer(service, request.path_params["name"], body, request_id())
+        return Response(found.body, media_type="application/json")
+
+    return endpoint
+
+
 def models(fleet: Fleet) -> Endpoint:
     async def endpoint(_: HttpRequest) -> Response:
         loaded = {name: served.bundle for name, served in fleet.loaded.items()}
@@ -116,13 +138,13 @@ def bundle(fleet: Fleet) -> Endpoint:
 
 
 def readiness(fleet: Fleet, draining: Event) -> Endpoint:
-    """Ready means: a recommendation was made just now, by the way that every request takes. `?model=` asks one model, which
-    is loaded for that."""
+    """Ready means: a recommendation was made just now, by the way that every request takes. `?model=` or
+    `/v2/models/NAME/ready` asks one model, which is loaded for that."""
 
     async def endpoint(request: HttpRequest) -> Response:
         if draining.is_set():
             raise HttpError(503, "draining", "the server is about to stop; send requests to another one")
-        served = await fleet.get(request.query_params.get("model"))
+        served = await fleet.get(request.path_params.get("name") or request.query_params.get("model"))
         try:
             async with asyncio.timeout(READY_TIMEOUT_S):
                 await served.batcher.ask(served.canary, 10)

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from recfit.serve import v2
 from recfit.serve.schema import (
     BatchRequest,
     BatchResponse,
@@ -37,6 +38,9 @@ STRUCTS = (
     BundleResponse,
     ModelsResponse,
     Health,
+    v2.InferRequest,
+    v2.InferResponse,
+    v2.Metadata,
 )
 ERRORS = {
     "400": "The body is not JSON",
@@ -90,12 +94,37 @@ def _paths(schema: dict[type, Schema]) -> Schema:
     return {
         **posts,
         "/v1/similar/{item_id}": {"get": similar},
+        **_v2(schema),
         "/v1/models": {"get": _operation("models", "What can be asked for as `model`", _json(schema[ModelsResponse]))},
         "/v1/bundle": {"get": bundle},
         "/healthz": {"get": _operation("health", "The process is alive", _json(schema[Health]))},
         "/readyz": {"get": ready},
         "/metrics": {"get": _operation("metrics", "Counters for Prometheus", text)},
         "/openapi.json": {"get": _operation("openapi", "This document", _json({"type": "object"}))},
+    }
+
+
+def _v2(schema: dict[type, Schema]) -> Schema:
+    """The routes of the Open Inference Protocol."""
+    error = schema[ErrorResponse]
+    name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
+    live = _operation("v2_live", "The process is alive", _json({"type": "object"}))
+    ready = _operation("v2_ready", "A recommendation was just made", _json(schema[Health]))
+    ready["responses"] |= _errors(error, "503")
+    model_ready = _operation("v2_model_ready", "The model just made a recommendation", _json(schema[Health]))
+    described = _operation("v2_model", "Inputs and outputs of a model", _json(schema[v2.Metadata]))
+    infer = _operation("v2_infer", "Recommendations as tensors", _json(schema[v2.InferResponse]))
+    infer["requestBody"] = {"required": True, "content": _json(schema[v2.InferRequest])}
+    infer["responses"] |= _errors(error, "400", "413", "422", "500")
+    for operation in (model_ready, described, infer):
+        operation["parameters"] = [name]
+        operation["responses"] |= _errors(error, "404", "503")
+    return {
+        "/v2/health/live": {"get": live},
+        "/v2/health/ready": {"get": ready},
+        "/v2/models/{name}": {"get": described},
+        "/v2/models/{name}/ready": {"get": model_ready},
+        "/v2/models/{name}/infer": {"post": infer},
     }
 
 

@@ -220,7 +220,7 @@ _UNKNOWN = "Object contains unknown field `"
 _AT = " - at `$."
 
 
-class _Parser(Generic[S]):
+class Parser(Generic[S]):
     """Decodes bodies of one kind. Raises `HttpError`: 400 for what is not JSON, 422 for JSON that is something else."""
 
     def __init__(self, struct: type[S], example: str) -> None:
@@ -249,10 +249,10 @@ class _Parser(Generic[S]):
         return HttpError(422, "invalid_request", f"{field or 'the body'}: {what[0].lower()}{what[1:]}", field)
 
 
-_recommend = _Parser(RecommendRequest, '{"user_id": "1", "k": 10}')
-_score = _Parser(ScoreRequest, '{"user_id": "1", "items": ["7"]}')
-parse_batch = _Parser(BatchRequest, '{"requests": [{"user_id": "1"}]}')
-parse_events = _Parser(EventsRequest, '{"events": [{"user_id": "1", "item_id": "7"}]}')
+_recommend = Parser(RecommendRequest, '{"user_id": "1", "k": 10}')
+_score = Parser(ScoreRequest, '{"user_id": "1", "items": ["7"]}')
+parse_batch = Parser(BatchRequest, '{"requests": [{"user_id": "1"}]}')
+parse_events = Parser(EventsRequest, '{"events": [{"user_id": "1", "item_id": "7"}]}')
 
 
 def parse_recommend(body: bytes | bytearray) -> RecommendRequest:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from time import perf_counter
@@ -57,6 +58,12 @@ class Service:
 
         known = await self._results.get(key_of(served.bundle, request, asked.k), make)
         return _sent(served, known, number)
+
+    async def found(self, model: str, requests: Sequence[Request], k: int) -> tuple[str, list[Recommendation]]:
+        """The id of the bundle of `model`, and its answers."""
+        served = await self._fleet.get(model)
+        asked = [await self._complete(request) for request in requests]
+        return served.bundle, await asyncio.gather(*(served.batcher.ask(request, k) for request in asked))
 
     async def score(self, body: bytes | bytearray, number: str) -> Reply:
         asked = schema.parse_score(body)

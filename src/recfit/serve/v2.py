@@ -1,0 +1,136 @@
+"""A subset of the Open Inference Protocol (KServe V2), for clients that speak it: health, metadata, and `infer`.
+
+`infer` takes `user_id` (BYTES, [n] or [n, 1]), or `history` (BYTES, [n, L], filled up with empty texts), or both, and `k` (an
+integer, [1]); it gives `items` (BYTES, [n, k]) and `scores` (FP32, [n, k]), filled up with empty texts and the lowest number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from recfit.serve import schema
+from recfit.serve.http import Reply
+from recfit.serve.schema import HttpError, encode
+from recfit.serve.service import Service
+from recfit.types import Recommendation, Request
+
+LOWEST = float(np.finfo(np.float32).min)
+MOST_ROWS = schema.MOST_REQUESTS
+
+
+class Tensor(msgspec.Struct, frozen=True):
+    """Values in row-major order, flat or nested as the shape says."""
+
+    name: str
+    shape: list[int]
+    datatype: str
+    data: list[Any]
+
+
+class InferRequest(msgspec.Struct, frozen=True):
+    """What the protocol lets a client say besides (`parameters`, `outputs`) changes nothing here."""
+
+    inputs: list[Tensor]
+    id: str | None = None
+
+
+class InferResponse(msgspec.Struct, frozen=True, omit_defaults=True):
+    model_name: str
+    model_version: str
+    outputs: list[Tensor]
+    id: str | None = None
+
+
+class Metadata(msgspec.Struct, frozen=True):
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[dict[str, Any]]
+    outputs: list[dict[str, Any]]
+
+
+def metadata(name: str, bundle: str) -> bytes:
+    """The body of `GET /v2/models/NAME`."""
+    inputs = [("user_id", "BYTES", [-1]), ("history", "BYTES", [-1, -1]), ("k", "INT64", [1])]
+    outputs = [("items", "BYTES", [-1, -1]), ("scores", "FP32", [-1, -1])]
+    described = [
+        [{"name": name, "datatype": kind, "shape": shape} for name, kind, shape in part] for part in (inputs, outputs)
+    ]
+    return encode(Metadata(name, [bundle], "recfit", *described))
+
+
+_parse = schema.Parser(
+    InferRequest, '{"inputs": [{"name": "user_id", "shape": [1], "datatype": "BYTES", "data": ["7"]}]}'
+)
+
+
+async def infer(service: Service, name: str, body: bytes | bytearray, number: str) -> Reply:
+    """The body of `POST /v2/models/NAME/infer`. Raises `HttpError`."""
+    asked = _parse(body)
+    tensors = {tensor.name: tensor for tensor in asked.inputs}
+    requests, k = _requests(tensors), _k(tensors.get("k"))
+    bundle, answers = await service.found(name, requests, k)
+    return Reply(encode(InferResponse(name, bundle, _outputs(answers, k), asked.id or number)), "model")
+
+
+def _requests(tensors: dict[str, Tensor]) -> list[Request]:
+    users, histories = (_rows(tensors.get(name)) for name in ("user_id", "history"))
+    if users is None and histories is None:
+        raise HttpError(422, "invalid_request", "neither user_id nor history is given; give one of them", "inputs")
+    if users is not None and histories is not None and len(users) != len(histories):
+        message = f"user_id has {len(users)} rows and history {len(histories)}; give as many of both"
+        raise HttpError(422, "invalid_request", message, "history")
+    count = len(users if users is not None else histories or ())
+    if not 1 <= count <= MOST_ROWS:
+        raise HttpError(422, "invalid_request", f"{count} rows are asked for; ask for 1 to {MOST_ROWS}", "inputs")
+    return [
+        Request(
+            None if users is None else users[row][0],
+            None if histories is None else tuple(item for item in histories[row] if item),
+        )
+        for row in range(count)
+    ]
+
+
+def _rows(tensor: Tensor | None) -> list[list[str]] | None:
+    """Texts by row."""
+    if tensor is None:
+        return None
+    values = [*_flat(tensor.data)]
+    rows = tensor.shape[0] if tensor.shape else 0
+    width = tensor.shape[1] if len(tensor.shape) > 1 else 1
+    sound = tensor.datatype == "BYTES" and len(tensor.shape) in (1, 2) and min(tensor.shape) >= 0
+    if not sound or rows * width != len(values) or not all(isinstance(value, str) for value in values):
+        message = f"{tensor.name} must be BYTES of shape [n] or [n, L] with that many texts"
+        raise HttpError(422, "invalid_request", message, tensor.name)
+    if tensor.name == "user_id" and width != 1:
+        raise HttpError(422, "invalid_request", "user_id has one value a row; give shape [n]", "user_id")
+    return [values[at * width : (at + 1) * width] for at in range(rows)]
+
+
+def _flat(data: Sequence[Any]) -> Sequence[Any]:
+    """One level of nesting is taken away where there is one."""
+    return [value for row in data for value in (row if isinstance(row, list) else [row])]
+
+
+def _k(tensor: Tensor | None) -> int:
+    if tensor is None:
+        return 10
+    value = _flat(tensor.data)
+    if len(value) != 1 or type(value[0]) is not int or not 1 <= value[0] <= 1000:
+        raise HttpError(422, "invalid_request", "k must be one integer from 1 to 1000", "k")
+    return value[0]
+
+
+def _outputs(answers: Sequence[Recommendation], k: int) -> list[Tensor]:
+    items, scores = [], []
+    for answer in answers:
+        missing = k - len(answer.items)
+        items += [*answer.items, *[""] * missing]
+        scores += [*answer.scores, *[LOWEST] * missing]
+    shape = [len(answers), k]
+    return [Tensor("items", shape, "BYTES", items), Tensor("scores", shape, "FP32", scores)]

@@ -1,0 +1,98 @@
+"""The Open Inference Protocol, for clients that speak it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from fake_engine import FakeEngine, app_of
+
+from recfit.serve.v2 import LOWEST
+
+INFER = "/v2/models/default/infer"
+
+
+def texts(name: str, *values: str, shape: list[int] | None = None) -> dict[str, Any]:
+    return {"name": name, "shape": shape or [len(values)], "datatype": "BYTES", "data": list(values)}
+
+
+def number(value: Any, datatype: str = "INT64") -> dict[str, Any]:
+    return {"name": "k", "shape": [1], "datatype": datatype, "data": [value]}
+
+
+@pytest.fixture(scope="module")
+def app():
+    return app_of(FakeEngine())
+
+
+def test_health_and_metadata(app, call) -> None:
+    assert call(app, "GET", "/v2/health/live").json() == {"live": True}
+    assert call(app, "GET", "/v2/health/ready").status_code == 200
+    assert call(app, "GET", "/v2/models/default/ready").status_code == 200
+    told = call(app, "GET", "/v2/models/default").json()
+    assert (told["name"], told["versions"], told["platform"]) == ("default", ["b0c1"], "recfit")
+    assert [part["name"] for part in told["inputs"]] == ["user_id", "history", "k"]
+    for path in ("/v2/models/green", "/v2/models/green/ready"):
+        assert call(app, "GET", path).json()["error"]["code"] == "unknown_model"
+    assert call(app, "POST", "/v2/models/green/infer", json={"inputs": [texts("user_id", "u1")]}).status_code == 404
+
+
+def test_rows_are_answered_as_the_other_route_answers_them(app, call) -> None:
+    asked = {"id": "mine", "inputs": [texts("user_id", "u1", "stranger"), number(3)], "outputs": [], "parameters": {}}
+    told = call(app, "POST", INFER, json=asked).json()
+    assert (told["id"], told["model_name"], told["model_version"]) == ("mine", "default", "b0c1")
+    items, scores = told["outputs"]
+    assert (items["name"], items["datatype"], items["shape"]) == ("items", "BYTES", [2, 3])
+    assert (scores["name"], scores["datatype"], scores["shape"]) == ("scores", "FP32", [2, 3])
+    wanted = call(app, "POST", "/v1/recommend", json={"user_id": "u1", "k": 3}).json()["items"]
+    assert items["data"][:3] == [item["item_id"] for item in wanted]
+    assert scores["data"][:3] == [item["score"] for item in wanted]
+
+
+@pytest.mark.parametrize("data", [["i0", "i1", "", "i2"], [["i0", "i1"], ["", "i2"]]])
+def test_histories_are_filled_up_with_empty_texts(app, call, data: list[Any]) -> None:
+    history = {"name": "history", "shape": [2, 2], "datatype": "BYTES", "data": data}
+    items = call(app, "POST", INFER, json={"inputs": [history, number(1)]}).json()["outputs"][0]["data"]
+    assert items == ["i2", "i0"]
+
+
+def test_short_answers_are_filled_up(app, call) -> None:
+    items, scores = call(app, "POST", INFER, json={"inputs": [texts("user_id", "u1"), number(60)]}).json()["outputs"]
+    assert items["data"][49:] == ["i49"] + [""] * 10
+    assert scores["data"][50:] == [LOWEST] * 10
+
+
+def test_a_live_event_is_seen(call) -> None:
+    app = app_of(FakeEngine())
+    call(app, "POST", "/v1/events", json={"events": [{"user_id": "u1", "item_id": "i0"}]})
+    assert call(app, "POST", INFER, json={"inputs": [texts("user_id", "u1")]}).json()["outputs"][0]["data"][0] == "i1"
+
+
+@pytest.mark.parametrize(
+    ("inputs", "field"),
+    [
+        ([], "inputs"),
+        ([texts("user_id")], "inputs"),
+        ([texts("user_id", *["u"] * 257)], "inputs"),
+        ([texts("user_id", "u1", "u2", shape=[1, 2])], "user_id"),
+        ([texts("user_id", "u1", shape=[2])], "user_id"),
+        ([texts("user_id", "u1", shape=[-1, -1])], "user_id"),
+        ([texts("user_id", "u1", shape=[1, 1, 1])], "user_id"),
+        ([{**texts("user_id", "u1"), "datatype": "INT64"}], "user_id"),
+        ([{**texts("user_id"), "shape": [1], "data": [7]}], "user_id"),
+        ([texts("user_id", "u1", "u2"), texts("history", "i1", shape=[1, 1])], "history"),
+        ([texts("user_id", "u1"), number(0)], "k"),
+        ([texts("user_id", "u1"), number(1001)], "k"),
+        ([texts("user_id", "u1"), number(True)], "k"),
+        ([texts("user_id", "u1"), {**number(1), "data": [1, 2]}], "k"),
+        ([{"name": "user_id"}], "inputs[0]"),
+    ],
+)
+def test_what_cannot_be_asked_is_422_and_names_the_input(app, call, inputs: list[Any], field: str) -> None:
+    answer = call(app, "POST", INFER, json={"inputs": inputs})
+    assert (answer.status_code, answer.json()["error"]["field"]) == (422, field)
+
+
+def test_other_bodies_are_refused_too(app, call) -> None:
+    assert call(app, "POST", INFER, content=b"{").status_code == 400
+    assert call(app, "POST", INFER, content=b" " * 70_000).status_code == 413
