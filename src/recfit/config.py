@@ -8,7 +8,7 @@ import os
 import sys
 import tomllib
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,9 +98,11 @@ class Serve:
 
     The engine runs on the event loop or in so many `threads`. `events` is the file that keeps what users do while it runs
     (None: it is forgotten at the end). After SIGTERM it goes on for `drain_s` seconds, until load balancers have noticed.
-    `models` are more bundles by name, loaded when they are asked for first; above `memory_mb` of resident memory those that
-    were used least recently leave (0: no bound). `admin_port`, on this machine alone, lets bundles be swapped. `keys` is the
-    file of those who may ask (None: everybody may), `certificate` and `private_key` are the PEM files for TLS.
+    `cheaper` are bundles that answer where the first cannot keep `budget_ms`, the best first. `models` are more bundles by
+    name, a path or a list of them as a ladder of their own, loaded when they are asked for first; above `memory_mb` of
+    resident memory those that were used least recently leave (0: no bound). `admin_port`, on this machine alone, lets
+    bundles be swapped. `keys` is the file of those who may ask (None: everybody may), `certificate` and `private_key` are
+    the PEM files for TLS.
     """
 
     host: str = "127.0.0.1"
@@ -109,7 +111,9 @@ class Serve:
     threads: int = 0
     events: str | None = None
     drain_s: float = 1.0
-    models: Mapping[str, str] = field(default_factory=dict)
+    models: Mapping[str, Any] = field(default_factory=dict)
+    cheaper: tuple[str, ...] = ()
+    budget_ms: float = 10.0
     memory_mb: float = 0.0
     admin_port: int | None = None
     keys: str | None = None
@@ -118,15 +122,22 @@ class Serve:
 
     def __post_init__(self) -> None:
         check_ranges("serve", self, port=(0, 65535), threads=(0, 1024), drain_s=(0, 3600), memory_mb=(0, 1e9))
+        check_ranges("serve", self, budget_ms=(0.1, 1e6))
         if (self.certificate is None) != (self.private_key is None):
             raise ConfigError("serve.certificate and serve.private_key go together; give both, or neither")
         if self.admin_port is not None:
             check_ranges("serve", self, admin_port=(0, 65535))
-        if wrong := [name for name in self.models if name == "default"]:
-            raise ConfigError(
-                f"serve.models names {wrong[0]!r}, which is the bundle that is served first; choose another"
-            )
+        if "default" in self.models:
+            raise ConfigError("serve.models names 'default', which is the bundle that is served first; choose another")
+        for name, paths in self.models.items():
+            if not self.rungs(name) or not all(isinstance(path, str) for path in self.rungs(name)):
+                raise ConfigError(f"serve.models.{name} = {paths!r}; it must be a path or a list of paths")
         check_choice("serve.histories", self.histories, ("bundle", "request"))
+
+    def rungs(self, name: str) -> tuple[Any, ...]:
+        """The paths of a model's bundles, the best first."""
+        found = self.models[name]
+        return tuple(found) if isinstance(found, list | tuple) else (found,)
 
 
 @dataclass(frozen=True)
@@ -203,13 +214,18 @@ def anchored(settings: Settings, folder: Path) -> Settings:
     )
     search = dataclasses.replace(settings.search, directory=os.path.normpath(folder / settings.search.directory))
     model = dataclasses.replace(settings.model, path=resolve(settings.model.path))
-    paths = {name: str((folder / path).resolve()) for name, path in settings.serve.models.items()}
+    given = settings.serve
+
+    def all_of(paths: Sequence[str]) -> tuple[str, ...]:
+        return tuple(str((folder / path).resolve()) for path in paths)
+
     serve = dataclasses.replace(
-        settings.serve,
-        models=paths,
-        events=resolve(settings.serve.events),
-        keys=resolve(settings.serve.keys),
-        certificate=resolve(settings.serve.certificate),
-        private_key=resolve(settings.serve.private_key),
+        given,
+        cheaper=all_of(given.cheaper),
+        models={name: all_of(given.rungs(name)) for name in given.models},
+        events=resolve(given.events),
+        keys=resolve(given.keys),
+        certificate=resolve(given.certificate),
+        private_key=resolve(given.private_key),
     )
     return dataclasses.replace(settings, data=data, search=search, model=model, serve=serve)

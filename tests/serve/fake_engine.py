@@ -62,4 +62,4 @@ class FakeEngine:
 
 def app_of(engine: FakeEngine, *, threads: int = 0, **options: Any) -> ASGIApp:
     """The app that answers from one engine."""
-    return make_app(Fleet(engine, threads=threads), **options)
+    return make_app(Fleet([engine], threads=threads), **options)

@@ -56,16 +56,15 @@ def opening() -> Opening:
 
 
 def fleet_of(opening: Opening, **options: Any) -> Fleet:
-    paths = {name: Path(name) for name in ("red", "blue", "bad")}
-    return Fleet(Named("first"), paths=paths, open_engine=opening, **options)
+    paths = {name: [Path(name)] for name in ("red", "blue", "bad")}
+    return Fleet([Named("first")], paths=paths, open_engine=opening, **options)
 
 
 def test_a_model_is_loaded_when_it_is_asked_for_first_and_once(call, opening: Opening) -> None:
     fleet = fleet_of(opening)
     app = make_app(fleet)
-    assert [model["bundle"] for model in call(app, "GET", "/v1/models").json()["models"]] == ["id of first"] + [
-        None
-    ] * 3
+    told = call(app, "GET", "/v1/models").json()["models"]
+    assert [model["bundles"] for model in told] == [["id of first"], [], [], []]
     opening.wait.clear()
 
     async def crowd() -> list[str]:
@@ -106,12 +105,12 @@ def test_a_model_that_cannot_be_loaded_fails_alone(call, opening: Opening, caplo
 def test_a_swap_is_answered_by_the_new_bundle_and_a_rollback_by_the_old(opening: Opening) -> None:
     async def run() -> None:
         fleet = fleet_of(opening)
-        await fleet.swap(DEFAULT, Path("second"))
-        assert (await fleet.get(None)).bundle == "id of second"
+        await fleet.swap(DEFAULT, [Path("second")])
+        assert (await fleet.get(None)).best.bundle == "id of second"
         await fleet.rollback(DEFAULT)
-        assert (await fleet.get(None)).bundle == "id of first"
+        assert (await fleet.get(None)).best.bundle == "id of first"
         await fleet.rollback(DEFAULT)
-        assert (await fleet.get(None)).bundle == "id of second"
+        assert (await fleet.get(None)).best.bundle == "id of second"
         with pytest.raises(HttpError, match="there was no other bundle behind 'red' since the server started"):
             await fleet.rollback("red")
 
@@ -123,8 +122,8 @@ def test_a_bundle_that_cannot_answer_leaves_the_old_one(opening: Opening, bundle
     async def run() -> None:
         fleet = fleet_of(opening)
         with pytest.raises(Exception, match=words):
-            await fleet.swap(DEFAULT, Path(bundle))
-        assert (await fleet.get(None)).bundle == "id of first"
+            await fleet.swap(DEFAULT, [Path(bundle)])
+        assert (await fleet.get(None)).best.bundle == "id of first"
 
     asyncio.run(run())
 
@@ -150,7 +149,7 @@ def test_a_hundred_swaps_under_load_fail_no_request_and_mix_no_answer(opening: O
             for number in range(100):
                 path = Path("bad" if number % 10 == 9 else f"bundle {number % 7}")
                 try:
-                    await fleet.swap(DEFAULT, path)
+                    await fleet.swap(DEFAULT, [path])
                 except BundleError:
                     assert path.name == "bad"
             over.set()
@@ -186,18 +185,18 @@ def admin(app: Any, method: str, path: str, port: int = ADMIN, **options: Any) -
 
 def test_operators_swap_roll_back_and_unload(opening: Opening) -> None:
     app = make_app(fleet_of(opening), admin_port=ADMIN)
-    swapped = admin(app, "PUT", "/admin/models/default", json={"bundle": "second"})
-    assert (swapped.status_code, swapped.json()) == (200, {"name": "default", "bundle": "id of second"})
+    swapped = admin(app, "PUT", "/admin/models/default", json={"bundles": ["second"]})
+    assert (swapped.status_code, swapped.json()) == (200, {"name": "default", "bundles": ["id of second"]})
     assert admin(app, "POST", PATH, json={"user_id": "u1"}).json()["bundle"] == "id of second"
-    assert admin(app, "POST", "/admin/models/default/rollback").json()["bundle"] == "id of first"
-    assert admin(app, "PUT", "/admin/models/green", json={"bundle": "blue"}).status_code == 200
+    assert admin(app, "POST", "/admin/models/default/rollback").json()["bundles"] == ["id of first"]
+    assert admin(app, "PUT", "/admin/models/green", json={"bundles": ["blue"]}).status_code == 200
     assert admin(app, "POST", PATH, json={"user_id": "u1", "model": "green"}).json()["bundle"] == "id of blue"
-    assert admin(app, "DELETE", "/admin/models/green").json() == {"name": "green", "bundle": None}
+    assert admin(app, "DELETE", "/admin/models/green").json() == {"name": "green", "bundles": []}
     assert admin(app, "DELETE", "/admin/models/default").json()["error"]["code"] == "default_stays"
-    refused = admin(app, "PUT", "/admin/models/default", json={"bundle": "bad"})
+    refused = admin(app, "PUT", "/admin/models/default", json={"bundles": ["bad"]})
     assert (refused.status_code, refused.json()["error"]["code"]) == (422, "bundle_refused")
-    assert "the old bundle goes on" in refused.json()["error"]["message"]
-    for body in (b"", b"[]", b'{"bundle": 3}', b'{"path": "x"}', b'{"bundle": "\xff"}'):
+    assert "the old one goes on" in refused.json()["error"]["message"]
+    for body in (b"", b"[]", b'{"bundles": 3}', b'{"path": "x"}', b'{"bundles": []}', b'{"bundles": ["\xff"]}'):
         assert admin(app, "PUT", "/admin/models/default", content=body).status_code == 422
 
 
@@ -205,5 +204,5 @@ def test_operators_swap_roll_back_and_unload(opening: Opening) -> None:
 def test_the_public_port_has_no_routes_of_operators(opening: Opening, admin_port: int | None) -> None:
     app = make_app(fleet_of(opening), admin_port=admin_port)
     for method, path in (("PUT", "/admin/models/default"), ("POST", "/admin/models/default/rollback")):
-        assert admin(app, method, path, 80, json={"bundle": "second"}).status_code == 404
+        assert admin(app, method, path, 80, json={"bundles": ["second"]}).status_code == 404
     assert not opening.paths

@@ -136,7 +136,13 @@ def test_metrics_count_requests_by_source_and_status(call) -> None:
     }
     assert found["recfit_request_seconds_count", (("route", PATH), ("source", "model"))] == 2
     assert found["recfit_requests_in_flight", ()] == 0
-    assert found["recfit_bundle_info", (("id", "b0c1"), ("model", "default"), ("name", "toy"), ("recipe", "r9"))] == 1
+    assert (
+        found[
+            "recfit_bundle_info",
+            (("id", "b0c1"), ("model", "default"), ("name", "toy"), ("recipe", "r9"), ("rung", "0")),
+        ]
+        == 1
+    )
     assert found["process_resident_memory_bytes", ()] > 1e6
     assert "secret" not in answer.text
     assert "u1" not in answer.text
@@ -226,11 +232,29 @@ def test_openapi_tells_every_route_and_only_routes(document, call) -> None:
 def test_openapi_says_what_the_decoder_does(document) -> None:
     schemas = document["components"]["schemas"]
     asked = schemas["RecommendRequest"]
-    assert asked["properties"].keys() == {"user_id", "history", "k", "exclude", "candidates", "explain", "model"}
+    assert asked["properties"].keys() == {
+        "user_id",
+        "history",
+        "k",
+        "exclude",
+        "candidates",
+        "explain",
+        "model",
+        "deadline_ms",
+    }
     assert asked["additionalProperties"] is False
     k = asked["properties"]["k"]
     assert (k["type"], k["minimum"], k["maximum"], k["default"]) == ("integer", 1, 1000, 10)
     answered = schemas["RecommendResponse"]
     assert set(answered["required"]) == {"items", "bundle", "source", "request_id"}
     assert answered["properties"]["source"]["enum"] == ["cache", "fallback", "model"]
-    assert document["paths"][PATH]["post"]["responses"].keys() == {"200", "400", "404", "413", "422", "500", "503"}
+    assert document["paths"][PATH]["post"]["responses"].keys() == {
+        "200",
+        "400",
+        "404",
+        "413",
+        "422",
+        "500",
+        "503",
+        "504",
+    }

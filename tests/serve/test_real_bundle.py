@@ -114,12 +114,12 @@ def test_tls_keys_events_and_operators_of_a_running_server(bundle: Path, tmp_pat
                 seen = {item["item_id"] for item in answer["items"]}
                 assert ("i9" in seen) == (not restart)
                 client.post(told["url"] + "/v1/events", json={"events": [{"user_id": "1", "item_id": "i9"}]})
-                swapped = client.put(told["admin"] + "/admin/models/default", json={"bundle": str(bundle)})
-                assert swapped.json()["bundle"] == answer["bundle"]
-                refused = client.put(told["admin"] + "/admin/models/default", json={"bundle": str(tmp_path)})
+                swapped = client.put(told["admin"] + "/admin/models/default", json={"bundles": [str(bundle)]})
+                assert swapped.json()["bundles"] == [answer["bundle"]]
+                refused = client.put(told["admin"] + "/admin/models/default", json={"bundles": [str(tmp_path)]})
                 assert refused.status_code == 422
                 assert "is not a bundle" in refused.json()["error"]["message"]
-                assert client.put(told["url"] + "/admin/models/default", json={"bundle": "x"}).status_code == 404
+                assert client.put(told["url"] + "/admin/models/default", json={"bundles": ["x"]}).status_code == 404
             process.send_signal(signal.SIGINT)
             assert process.wait(30) == 0
 

@@ -32,7 +32,7 @@ def during(request):
         time.sleep(0.4)
 
 with bind("127.0.0.1", 0) as listener:
-    serve(FakeEngine(during), [listener], Serve(threads=int(sys.argv[1]), drain_s=float(sys.argv[2])))
+    serve([FakeEngine(during)], [listener], Serve(threads=int(sys.argv[1]), drain_s=float(sys.argv[2])))
 print("returned", flush=True)
 """
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
@@ -13,30 +15,30 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from recfit.serve.errors import fail, no, refuse
-from recfit.serve.fleet import Fleet, Served
+from recfit.serve.fleet import Fleet, Model
 from recfit.serve.schema import HttpError, ModelState, encode
 from recfit.types import RecfitError
 
 
 class SwapRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The directory of the bundle that is to answer, on the server's disk."""
+    """Where the bundles that are to answer lie on the server's disk, the best first."""
 
-    bundle: str
+    bundles: Annotated[list[str], Meta(min_length=1)]
 
 
 def make_admin(fleet: Fleet) -> Starlette:
-    """`PUT /admin/models/NAME {"bundle": path}`, `POST /admin/models/NAME/rollback`, `DELETE /admin/models/NAME`."""
+    """`PUT /admin/models/NAME {"bundles": [path, ...]}`, `POST /admin/models/NAME/rollback`, `DELETE /admin/models/NAME`."""
 
     async def swap(request: HttpRequest) -> Response:
         try:
             asked = msgspec.json.decode(await request.body(), type=SwapRequest)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            message = f'{error}; send an object such as {{"bundle": "runs/study/bundle"}}'
+            message = f'{error}; send an object such as {{"bundles": ["runs/study/bundle"]}}'
             raise HttpError(422, "invalid_request", message) from None
         try:
-            return state(request, await fleet.swap(name(request), Path(asked.bundle)))
+            return state(request, await fleet.swap(name(request), [*map(Path, asked.bundles)]))
         except RecfitError as error:
-            raise HttpError(422, "bundle_refused", f"{error}; the old bundle goes on", "bundle") from None
+            raise HttpError(422, "bundle_refused", f"{error}; the old one goes on", "bundles") from None
 
     async def rollback(request: HttpRequest) -> Response:
         return state(request, await fleet.rollback(name(request)))
@@ -63,6 +65,6 @@ def name(request: HttpRequest) -> str:
     return given
 
 
-def state(request: HttpRequest, served: Served | None) -> Response:
-    found = ModelState(name(request), None if served is None else served.bundle)
+def state(request: HttpRequest, model: Model | None) -> Response:
+    found = ModelState(name(request), [] if model is None else [served.bundle for served in model.rungs])
     return Response(encode(found), media_type="application/json")

@@ -106,7 +106,7 @@ def similar(service: Service) -> Endpoint:
 def v2_metadata(fleet: Fleet) -> Endpoint:
     async def endpoint(request: HttpRequest) -> Response:
         name = request.path_params["name"]
-        return Response(v2.metadata(name, (await fleet.get(name)).bundle), media_type="application/json")
+        return Response(v2.metadata(name, (await fleet.get(name)).best.bundle), media_type="application/json")
 
     return endpoint
 
@@ -122,8 +122,8 @@ def v2_infer(service: Service) -> Endpoint:
 
 def models(fleet: Fleet) -> Endpoint:
     async def endpoint(_: HttpRequest) -> Response:
-        loaded = {name: served.bundle for name, served in fleet.loaded.items()}
-        states = [ModelState(name, loaded.get(name)) for name in fleet.names]
+        loaded = {name: [served.bundle for served in model.rungs] for name, model in fleet.loaded.items()}
+        states = [ModelState(name, loaded.get(name, [])) for name in fleet.names]
         return Response(encode(ModelsResponse(states)), media_type="application/json")
 
     return endpoint
@@ -131,8 +131,8 @@ def models(fleet: Fleet) -> Endpoint:
 
 def bundle(fleet: Fleet) -> Endpoint:
     async def endpoint(request: HttpRequest) -> Response:
-        served = await fleet.get(request.query_params.get("model"))
-        return Response(describe(served.engine.manifest), media_type="application/json")
+        model = await fleet.get(request.query_params.get("model"))
+        return Response(describe(model.best.engine.manifest), media_type="application/json")
 
     return endpoint
 
@@ -144,10 +144,11 @@ def readiness(fleet: Fleet, draining: Event) -> Endpoint:
     async def endpoint(request: HttpRequest) -> Response:
         if draining.is_set():
             raise HttpError(503, "draining", "the server is about to stop; send requests to another one")
-        served = await fleet.get(request.path_params.get("name") or request.query_params.get("model"))
+        model = await fleet.get(request.path_params.get("name") or request.query_params.get("model"))
         try:
             async with asyncio.timeout(READY_TIMEOUT_S):
-                await served.batcher.ask(served.canary, 10)
+                for served in model.rungs:
+                    await served.batcher.ask(served.canary, 10)
         except Exception:
             log.exception("the canary recommendation failed")
             message = "the canary recommendation failed; the server's log says why"

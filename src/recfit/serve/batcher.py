@@ -7,6 +7,7 @@ since the last turn; in a pool of threads, all that arrived while every thread w
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,9 @@ from recfit.types import FloatArray, Recommendation, Request
 T = TypeVar("T")
 MOST = 32
 """Requests of a batch. More gain little per request, and the first of them wait for the last."""
+
+USUAL = 0.05
+"""Weight of the last answer in how long answers usually take."""
 
 Outcome = Recommendation | Exception
 
@@ -43,12 +47,17 @@ class Recommender(Protocol):
 
 
 class Waiting(NamedTuple):
-    """A request in the queue, since `arrived` on the monotonic clock."""
+    """A request in the queue, since `arrived` on the monotonic clock; after `deadline` nobody wants its answer."""
 
     request: Request
     k: int
     answer: asyncio.Future[Recommendation]
     arrived: float
+    deadline: float
+
+
+class LateError(Exception):
+    """The deadline of a request passed while it was waiting."""
 
 
 class Batcher:
@@ -60,11 +69,13 @@ class Batcher:
         self._free = max(1, threads)
         self._queue: deque[Waiting] = deque()
         self._woken = False
+        self._usual_s = 0.0
 
-    async def ask(self, request: Request, k: int) -> Recommendation:
-        """The engine's answer, or what it raised for this request."""
+    async def ask(self, request: Request, k: int, deadline: float = math.inf) -> Recommendation:
+        """The engine's answer, or what it raised for this request; `LateError` where it can't begin before `deadline` on the
+        monotonic clock."""
         loop = asyncio.get_running_loop()
-        waiting = Waiting(request, k, loop.create_future(), time.monotonic())
+        waiting = Waiting(request, k, loop.create_future(), time.monotonic(), deadline)
         self._queue.append(waiting)
         self._wake(loop)
         return await waiting.answer
@@ -79,6 +90,10 @@ class Batcher:
         """For how long the first in the queue has been waiting; 0 where nobody is."""
         return time.monotonic() - self._queue[0].arrived if self._queue else 0.0
 
+    def expected_s(self) -> float:
+        """How long an answer takes at the moment, its time in the queue included."""
+        return max(self._usual_s, self.oldest_s())
+
     def _wake(self, loop: asyncio.AbstractEventLoop) -> None:
         if not self._woken:
             self._woken = True
@@ -89,7 +104,7 @@ class Batcher:
         self._woken = False
         while self._free and (batch := self._next(-(-len(self._queue) // self._free))):
             if self._pool is None:
-                _tell(batch, answers(self._engine, batch))
+                self._tell(batch, answers(self._engine, batch))
                 break  # so that what arrived meanwhile joins the next batch
             self._free -= 1
             running = loop.run_in_executor(self._pool, answers, self._engine, batch)
@@ -98,10 +113,15 @@ class Batcher:
             self._wake(loop)
 
     def _next(self, share: int) -> list[Waiting]:
-        """The `share` that is first in the queue, `MOST` at most, less those whose clients have left."""
+        """The `share` that is first in the queue, `MOST` at most, less those whose clients have left or who are late."""
         batch: list[Waiting] = []
         while self._queue and len(batch) < min(share, MOST):
-            if not (waiting := self._queue.popleft()).answer.done():
+            waiting = self._queue.popleft()
+            if waiting.answer.done():
+                continue
+            if waiting.deadline < time.monotonic():
+                waiting.answer.set_exception(LateError())
+            else:
                 batch.append(waiting)
         return batch
 
@@ -110,9 +130,21 @@ class Batcher:
     ) -> None:
         self._free += 1
         failed = running.exception()
-        _tell(batch, [RuntimeError(str(failed))] * len(batch) if failed else running.result())
+        self._tell(batch, [RuntimeError(str(failed))] * len(batch) if failed else running.result())
         if self._queue:
             self._wake(loop)
+
+    def _tell(self, batch: Sequence[Waiting], outcomes: Sequence[Outcome]) -> None:
+        """Give everybody their outcome, and remember how long that took."""
+        now = time.monotonic()
+        for waiting, outcome in zip(batch, outcomes, strict=True):
+            self._usual_s += USUAL * (now - waiting.arrived - self._usual_s)
+            if waiting.answer.done():  # the client left meanwhile
+                continue
+            if isinstance(outcome, Exception):
+                waiting.answer.set_exception(outcome)
+            else:
+                waiting.answer.set_result(outcome)
 
 
 def answers(engine: Recommender, batch: Sequence[Waiting]) -> list[Outcome]:
@@ -136,13 +168,3 @@ def _outcomes(engine: Recommender, requests: Sequence[Request], k: int) -> list[
         if len(requests) == 1:
             return [error]
         return [_outcomes(engine, [request], k)[0] for request in requests]
-
-
-def _tell(batch: Sequence[Waiting], outcomes: Sequence[Outcome]) -> None:
-    for waiting, outcome in zip(batch, outcomes, strict=True):
-        if waiting.answer.done():  # the client left meanwhile
-            continue
-        if isinstance(outcome, Exception):
-            waiting.answer.set_exception(outcome)
-        else:
-            waiting.answer.set_result(outcome)

@@ -1,4 +1,5 @@
-"""Bundles by name. A name answers from one bundle at a time; another takes its place once it is loaded, verified and warm.
+"""Bundles by name. A name answers from one bundle, or a ladder of them; others take their place once they are loaded,
+verified and warm.
 
 Requests that have begun keep the bundle they began with, so that no answer mixes two.
 """
@@ -8,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,24 +17,40 @@ import psutil
 
 from recfit.engine import open_bundle
 from recfit.serve.batcher import Batcher, Recommender
+from recfit.serve.ladder import Ladder
 from recfit.serve.schema import HttpError
 from recfit.types import RecfitError, Request
 
 log = logging.getLogger("recfit.serve")
 
 DEFAULT = "default"
+QUALITY = "ndcg@10"
+BUDGET_S = 0.01
 
 
 class Served:
     """One open bundle with its queue. Raises whatever its first recommendations raise: what can't answer is not served."""
 
-    def __init__(self, engine: Recommender, threads: int) -> None:
+    def __init__(self, engine: Recommender, threads: int = 0) -> None:
         self.engine, self.batcher = engine, Batcher(engine, threads)
         self.bundle: str = engine.manifest["bundle_id"]
+        promise = engine.manifest.get("promise") or {}
+        self.quality: float | None = promise.get("metrics", {}).get(QUALITY)
         # A request that needs the model: its history is the answer to an empty one.
         self.canary = Request(history=engine.recommend([Request(history=())], 5)[0].items)
         engine.recommend([self.canary])
-        self.used = time.monotonic()
+        self.expected_s, self.oldest_s = self.batcher.expected_s, self.batcher.oldest_s
+
+
+class Model:
+    """What answers under a name: its bundles, the best first, and when it was used last."""
+
+    def __init__(self, rungs: Sequence[Served], budget_s: float) -> None:
+        self.rungs, self.ladder, self.used = tuple(rungs), Ladder(rungs, budget_s), time.monotonic()
+
+    @property
+    def best(self) -> Served:
+        return self.rungs[0]
 
 
 def opened(path: Path) -> Recommender:
@@ -44,24 +61,29 @@ def opened(path: Path) -> Recommender:
 
 
 class Fleet:
-    """`paths` are the bundles that names stand for, loaded when they are asked for first; `most_mb` bounds the resident
-    memory of the process, at which the model that was used least recently leaves (never the default one; 0: no bound)."""
+    """`paths` are the bundles that names stand for, the best first, loaded when they are asked for first; `most_mb` bounds the
+    resident memory of the process, at which the model that was used least recently leaves (never the default one; 0: no
+    bound). Models of several bundles keep `budget_s` by answering from cheaper ones."""
 
     def __init__(
         self,
-        default: Recommender,
+        default: Sequence[Recommender],
         *,
         threads: int = 0,
-        paths: Mapping[str, Path] | None = None,
+        paths: Mapping[str, Sequence[Path]] | None = None,
         most_mb: float = 0.0,
+        budget_s: float = BUDGET_S,
         open_engine: Callable[[Path], Recommender] = opened,
     ) -> None:
-        self._threads, self._open, self._most_mb = threads, open_engine, most_mb
+        self._threads, self._open, self._most_mb, self._budget_s = threads, open_engine, most_mb, budget_s
         self._paths = dict(paths or {})
-        self._loaded = {DEFAULT: Served(default, threads)}
-        self._previous: dict[str, Served] = {}
+        self._loaded = {DEFAULT: self._model(default)}
+        self._previous: dict[str, Model] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._process = psutil.Process()
+
+    def _model(self, engines: Sequence[Recommender]) -> Model:
+        return Model([Served(engine, self._threads) for engine in engines], self._budget_s)
 
     @property
     def names(self) -> list[str]:
@@ -69,22 +91,22 @@ class Fleet:
         return list(dict.fromkeys((*self._loaded, *self._paths)))
 
     @property
-    def loaded(self) -> Mapping[str, Served]:
+    def loaded(self) -> Mapping[str, Model]:
         return self._loaded
 
     def oldest_s(self) -> float:
         """For how long the request that waits longest has been waiting."""
-        return max(served.batcher.oldest_s() for served in self._loaded.values())
+        return max(rung.oldest_s() for model in self._loaded.values() for rung in model.rungs)
 
-    async def get(self, name: str | None) -> Served:
-        """The bundle that answers for `name` (None: the default one). Raises `HttpError` for a name that is not known."""
-        served = self._loaded.get(name or DEFAULT)
-        if served is None:
-            served = await self._first(name or DEFAULT)
-        served.used = time.monotonic()
-        return served
+    async def get(self, name: str | None) -> Model:
+        """What answers for `name` (None: the default one). Raises `HttpError` for a name that is not known."""
+        model = self._loaded.get(name or DEFAULT)
+        if model is None:
+            model = await self._first(name or DEFAULT)
+        model.used = time.monotonic()
+        return model
 
-    async def _first(self, name: str) -> Served:
+    async def _first(self, name: str) -> Model:
         if name not in self._paths:
             known = ", ".join(self.names)
             raise HttpError(404, "unknown_model", f"there is no model {name[:100]!r}; there are: {known}", "model")
@@ -98,15 +120,15 @@ class Fleet:
                     raise HttpError(503, "model_unavailable", message, "model") from None
         return self._loaded[name]
 
-    async def swap(self, name: str, path: Path) -> Served:
-        """Let the bundle at `path` answer for `name`. On an error the old one goes on. Raises `RecfitError`."""
+    async def swap(self, name: str, paths: Sequence[Path]) -> Model:
+        """Let the bundles at `paths` answer for `name`. On an error the old ones go on. Raises `RecfitError`."""
         async with self._lock(name):
-            await self._put(name, path)
-            self._paths[name] = path
+            await self._put(name, paths)
+            self._paths[name] = paths
         return self._loaded[name]
 
-    async def rollback(self, name: str) -> Served:
-        """Let the bundle before answer for `name` again, at once. Raises `HttpError` where there is none."""
+    async def rollback(self, name: str) -> Model:
+        """Let what was there before answer for `name` again, at once. Raises `HttpError` where there is none."""
         async with self._lock(name):
             if name not in self._previous:
                 message = f"there was no other bundle behind {name[:100]!r} since the server started; load one"
@@ -121,25 +143,26 @@ class Fleet:
         self._loaded.pop(name, None)
         self._previous.pop(name, None)
 
-    async def _put(self, name: str, path: Path) -> None:
-        served = await asyncio.to_thread(self._served, path)
+    async def _put(self, name: str, paths: Sequence[Path]) -> None:
+        model = await asyncio.to_thread(self._opened, paths)
         if old := self._loaded.get(name):
             self._previous[name] = old
-        self._loaded[name] = served
-        log.warning("model %s answers from bundle %s", name, served.bundle)
+        self._loaded[name] = model
+        log.warning("model %s answers from %s", name, ", ".join(served.bundle for served in model.rungs))
         self._make_room(name)
 
-    def _served(self, path: Path) -> Served:
+    def _opened(self, paths: Sequence[Path]) -> Model:
         try:
-            return Served(self._open(path), self._threads)
+            return self._model([self._open(path) for path in paths])
         except RecfitError:
             raise
         except Exception as error:
-            raise RecfitError(f"the bundle at {path} does not answer: {error}; export it again") from error
+            shown = ", ".join(map(str, paths))
+            raise RecfitError(f"a bundle of {shown} does not answer: {error}; export it again") from error
 
     def _make_room(self, name: str) -> None:
         """Unload what was used least recently while the process holds too much."""
-        others = sorted((served.used, other) for other, served in self._loaded.items() if other not in (DEFAULT, name))
+        others = sorted((model.used, other) for other, model in self._loaded.items() if other not in (DEFAULT, name))
         for _, other in others:
             if not self._most_mb or self._process.memory_info().rss / 1e6 <= self._most_mb:
                 return

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from starlette.types import Receive, Scope, Send
 
+from recfit.serve.batcher import LateError
 from recfit.serve.metrics import Metrics
 from recfit.serve.schema import MAX_BODY, HttpError
 
@@ -69,11 +70,17 @@ class Post:
             return 200, await self._answer(await read_body(receive), number)
         except HttpError as refused:
             return refused.status, Reply(refused.body)
+        except LateError:
+            return 504, Reply(late().body)
         except ClientGoneError:
             raise
         except Exception:
             log.exception("request %s failed in the engine", number)
             return 500, Reply(engine_failed(number).body)
+
+
+def late() -> HttpError:
+    return HttpError(504, "deadline_exceeded", "the deadline passed before the request could be run", "deadline_ms")
 
 
 def engine_failed(number: str) -> HttpError:

@@ -16,7 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from recfit.serve.fleet import Fleet
+from recfit.serve.fleet import QUALITY, Fleet
 from recfit.serve.results import Results
 
 BUCKETS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.25)
@@ -69,12 +69,28 @@ class _State(Collector):
         self._fleet, self._results = fleet, results
 
     def collect(self) -> Iterator[Metric]:
-        bundles = InfoMetricFamily("recfit_bundle", "The bundle that answers for a model", labels=("model",))
-        for model, served in self._fleet.loaded.items():
-            manifest = served.engine.manifest
-            about = {"name": manifest["name"], "id": served.bundle, "recipe": manifest["recipe"]["id"]}
-            bundles.add_metric((model,), about)
-        yield bundles
+        bundles = InfoMetricFamily("recfit_bundle", "The bundles that answer for a model", labels=("model", "rung"))
+        answered = CounterMetricFamily(
+            "recfit_rung_requests",
+            "Recommendations, by the bundle that was chosen (0 is the best)",
+            labels=("model", "rung"),
+        )
+        level = GaugeMetricFamily("recfit_ladder_level", "Where traffic is between the rungs", labels=("model",))
+        quality = GaugeMetricFamily(
+            "recfit_expected_quality",
+            f"{QUALITY} that is expected of the answers of the last seconds",
+            labels=("model",),
+        )
+        for name, model in self._fleet.loaded.items():
+            for rung, served in enumerate(model.rungs):
+                manifest = served.engine.manifest
+                about = {"name": manifest["name"], "id": served.bundle, "recipe": manifest["recipe"]["id"]}
+                bundles.add_metric((name, f"{rung}"), about)
+                answered.add_metric((name, f"{rung}"), model.ladder.served[rung])
+            level.add_metric((name,), model.ladder.control.level)
+            if (expected := model.ladder.quality()) is not None:
+                quality.add_metric((name,), expected)
+        yield from (bundles, answered, level, quality)
         oldest = "How long the request that waits longest has been waiting"
         yield GaugeMetricFamily("recfit_oldest_queued_seconds", oldest, self._fleet.oldest_s())
         found = self._results

@@ -49,6 +49,7 @@ ERRORS = {
     "422": "It is no request; `field` names the part",
     "500": "The engine failed",
     "503": "The model cannot be loaded, the canary failed, or the server is about to stop",
+    "504": "The deadline passed before the request could be run",
 }
 
 
@@ -75,7 +76,7 @@ def _paths(schema: dict[type, Schema]) -> Schema:
     for path, (name, summary, asked, answered) in POSTS.items():
         operation = _operation(name, summary, _json(schema[answered]))
         operation["requestBody"] = {"required": True, "content": _json(schema[asked])}
-        operation["responses"] |= _errors(error, "400", "404", "413", "422", "500", "503")
+        operation["responses"] |= _errors(error, "400", "404", "413", "422", "500", "503", "504")
         posts[path] = {"post": operation}
     similar = _operation("similar", "The items most like an item", _json(schema[RecommendResponse]))
     similar["parameters"] = [

@@ -46,7 +46,7 @@ class Results:
 
     async def get(self, key: bytes, make: Callable[[], Awaitable[Known]]) -> Known:
         """The answer under `key`; where there is none, what `make()` gives, once for all who ask while it runs."""
-        if (known := self._find(key)) is not None:
+        if (known := self.find(key)) is not None:
             self.hits += 1
             return known
         if (running := self._running.get(key)) is not None:
@@ -57,7 +57,8 @@ class Results:
         running.add_done_callback(lambda done: self._made(key, done))
         return await asyncio.shield(running)  # who made it may leave, others may wait for it
 
-    def _find(self, key: bytes) -> Known | None:
+    def find(self, key: bytes) -> Known | None:
+        """The answer under `key`, if it is known."""
         entry = self._entries.get(key)
         if entry is None:
             return None
@@ -69,14 +70,18 @@ class Results:
 
     def _made(self, key: bytes, done: asyncio.Future[Known]) -> None:
         del self._running[key]
-        if done.cancelled() or done.exception() is not None:
-            return
-        known, size = done.result(), _size(done.result())
-        if size > self._most_bytes:
+        if not done.cancelled() and done.exception() is None:
+            self.put(key, done.result())
+
+    def put(self, key: bytes, known: Known) -> None:
+        """Keep an answer, in the place of one that was there."""
+        if key in self._entries:
+            self._drop(key)
+        if _size(known) > self._most_bytes:
             return
         ends = time.monotonic() + self._ttl_s * random.uniform(1 - JITTER, 1 + JITTER)
         self._entries[key] = known, ends
-        self.bytes += size
+        self.bytes += _size(known)
         while self.bytes > self._most_bytes:
             self._drop(next(iter(self._entries)))
 

@@ -17,11 +17,10 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from recfit.config import Serve
-from recfit.engine import open_bundle
 from recfit.serve.app import make_app
 from recfit.serve.batcher import Recommender
 from recfit.serve.events import SqliteEvents
-from recfit.serve.fleet import Fleet
+from recfit.serve.fleet import Fleet, opened
 from recfit.serve.guard import Guard, read_keys
 from recfit.types import ConfigError
 
@@ -37,30 +36,30 @@ def run(bundle: str | Path, settings: Serve, *, json_greeting: bool = False) -> 
         listeners = [stack.enter_context(bind(settings.host, settings.port))]
         if settings.admin_port is not None:
             listeners.append(stack.enter_context(bind("127.0.0.1", settings.admin_port)))
-        engine = open_bundle(bundle)
-        engine.warm_up()
-        serve(engine, listeners, settings, json_greeting=json_greeting)
+        engines = [opened(Path(path)) for path in (bundle, *settings.cheaper)]
+        serve(engines, listeners, settings, json_greeting=json_greeting)
 
 
 def serve(
-    engine: Recommender, listeners: Sequence[socket.socket], settings: Serve, *, json_greeting: bool = False
+    engines: Sequence[Recommender], listeners: Sequence[socket.socket], settings: Serve, *, json_greeting: bool = False
 ) -> None:
-    """Answer from an open, warm engine at a bound socket; a second one is for operators.
+    """Answer from open, warm engines, the best first, at a bound socket; a second one is for operators.
 
     SIGTERM turns `/readyz` to 503 at once; `drain_s` seconds later, when load balancers have seen it, the server
     stops accepting, finishes what is in flight and returns. SIGINT, or a second SIGTERM, skips the wait; one more
     leaves what is in flight.
     """
     draining = Event()
-    paths = {name: Path(path) for name, path in settings.models.items()}
-    fleet = Fleet(engine, threads=settings.threads, paths=paths, most_mb=settings.memory_mb)
+    paths = {name: [*map(Path, settings.rungs(name))] for name in settings.models}
+    budget_s = settings.budget_ms / 1e3
+    fleet = Fleet(engines, threads=settings.threads, paths=paths, most_mb=settings.memory_mb, budget_s=budget_s)
     admin_port = listeners[1].getsockname()[1] if len(listeners) > 1 else None
     with closing(SqliteEvents(Path(settings.events) if settings.events else None)) as events:
         app: ASGIApp = make_app(fleet, draining=draining, events=events, admin_port=admin_port)
         if settings.keys is not None:
             app = Guard(app, read_keys(Path(settings.keys)))
         scheme = "https" if settings.certificate else "http"
-        told = {"serving": engine.manifest["name"], "url": url(listeners[0], scheme)}
+        told = {"serving": engines[0].manifest["name"], "url": url(listeners[0], scheme)}
         told |= {"admin": url(listeners[1], scheme)} if admin_port else {}
         greeting = json.dumps(told) if json_greeting else _greeting(**told)
         Server(_config(app, settings), greeting, draining, settings.drain_s).run([*listeners])

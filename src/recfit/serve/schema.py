@@ -42,6 +42,10 @@ class RecommendRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         False
     )
     model: Model = None
+    deadline_ms: Annotated[
+        Annotated[float, Meta(gt=0)] | None,
+        Meta(description="From here on; the best bundle that is expected to make it answers, 504 where none began"),
+    ] = None
 
     def request(self) -> Request:
         return Request(_text(self.user_id), self.history, self.exclude, candidates=self.candidates)
@@ -95,13 +99,15 @@ class ScoredItem(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class RecommendResponse(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The items, best first, with the bundle and the part of it that answered; `timings_ms` where the request asked."""
+    """The items, best first, with the bundle and the part of it that answered; `timings_ms` where the request asked;
+    `degraded` where a cheaper bundle than the best answered."""
 
     items: list[ScoredItem]
     bundle: str
     source: Literal["model", "cache", "fallback"]
     request_id: str
     timings_ms: dict[str, float] | None = None
+    degraded: bool = False
 
 
 class Sent(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -112,6 +118,7 @@ class Sent(msgspec.Struct, frozen=True, omit_defaults=True):
     source: str
     request_id: str
     timings_ms: dict[str, float] | None = None
+    degraded: bool = False
 
 
 class ScoreResponse(msgspec.Struct, frozen=True):
@@ -166,10 +173,10 @@ class BatchResponse(msgspec.Struct, frozen=True):
 
 
 class ModelState(msgspec.Struct, frozen=True):
-    """A model of the server; `bundle` is null while none is loaded for it."""
+    """A model of the server and its bundles, the best first; none while it is not loaded."""
 
     name: str
-    bundle: str | None
+    bundles: list[str]
 
 
 class ModelsResponse(msgspec.Struct, frozen=True):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -12,9 +14,10 @@ from time import perf_counter
 import msgspec
 
 from recfit.serve import schema
+from recfit.serve.batcher import LateError
 from recfit.serve.events import Events
 from recfit.serve.fleet import Fleet, Served
-from recfit.serve.http import Reply, engine_failed
+from recfit.serve.http import Reply, engine_failed, late
 from recfit.serve.results import Known, Results, key_of
 from recfit.serve.schema import HttpError, encode
 from recfit.types import Recommendation, Request
@@ -43,38 +46,52 @@ class Service:
             return schema.SentOutcome(await self._recommended(schema.check(asked), number))
         except HttpError as refused:
             return schema.SentOutcome(error=refused.problem)
+        except LateError:
+            return schema.SentOutcome(error=late().problem)
         except Exception:
             log.exception("request %s failed in the engine", number)
             return schema.SentOutcome(error=engine_failed(number).problem)
 
     async def _recommended(self, asked: schema.RecommendRequest, number: str) -> schema.Sent:
-        served = await self._fleet.get(asked.model)
+        begin = time.monotonic()
+        model = await self._fleet.get(asked.model)
         request = await self._complete(asked.request())
         if asked.explain:
-            return await _explained(served, request, asked.k, number)
+            return await _explained(model.best, request, asked.k, number)
+        if asked.deadline_ms is None:
+            rung, deadline = model.ladder.choose(), math.inf
+        else:
+            deadline = begin + asked.deadline_ms / 1e3
+            rung = model.ladder.choose(deadline - time.monotonic())
+        served = model.rungs[rung]
 
         async def make() -> Known:
-            return _known(served, await served.batcher.ask(request, asked.k))
+            return _known(served, await served.batcher.ask(request, asked.k, deadline))
 
-        known = await self._results.get(key_of(served.bundle, request, asked.k), make)
-        return _sent(served, known, number)
+        key = key_of(served.bundle, request, asked.k)
+        if asked.deadline_ms is None:
+            known = await self._results.get(key, make)
+        else:  # others must not share its haste
+            known = self._results.find(key) or await make()
+            self._results.put(key, known)
+        return _sent(served, known, number, degraded=rung > 0)
 
     async def found(self, model: str, requests: Sequence[Request], k: int) -> tuple[str, list[Recommendation]]:
         """The id of the bundle of `model`, and its answers."""
-        served = await self._fleet.get(model)
+        served = (await self._fleet.get(model)).best
         asked = [await self._complete(request) for request in requests]
         return served.bundle, await asyncio.gather(*(served.batcher.ask(request, k) for request in asked))
 
     async def score(self, body: bytes | bytearray, number: str) -> Reply:
         asked = schema.parse_score(body)
-        served = await self._fleet.get(asked.model)
+        served = (await self._fleet.get(asked.model)).best
         request = await self._complete(asked.request())
         found = await served.batcher.run(served.engine.score, request, asked.items)
         scores = [None if score != score else score for score in found.tolist()]  # JSON has no NaN
         return Reply(encode(schema.ScoreResponse(scores, served.bundle, number)), "model")
 
     async def similar(self, item_id: str, k: int, model: str | None, number: str) -> Reply:
-        served = await self._fleet.get(model)
+        served = (await self._fleet.get(model)).best
         if not served.engine.known_item(item_id):
             message = f"the bundle does not know item {item_id[:100]!r}; /v1/bundle says which bundle it is"
             raise HttpError(404, "unknown_item", message, "item_id")
@@ -85,7 +102,7 @@ class Service:
         """Keep what users did. Items that the bundle does not know are kept too: the next bundle may."""
         events = schema.parse_events(body).events
         await self._events.add([(event.user, event.item_id) for event in events])
-        served = await self._fleet.get(None)
+        served = (await self._fleet.get(None)).best
         unknown = sum(not served.engine.known_item(event.item_id) for event in events)
         return Reply(encode(schema.EventsResponse(len(events), unknown, number)))
 
@@ -111,5 +128,7 @@ def _known(served: Served, found: Recommendation) -> Known:
     return Known(encode([schema.ScoredItem(item, score, title(item)) for item, score in rows]), found.source)
 
 
-def _sent(served: Served, known: Known, number: str, timings: dict[str, float] | None = None) -> schema.Sent:
-    return schema.Sent(msgspec.Raw(known.items), served.bundle, known.source, number, timings)
+def _sent(
+    served: Served, known: Known, number: str, timings: dict[str, float] | None = None, degraded: bool = False
+) -> schema.Sent:
+    return schema.Sent(msgspec.Raw(known.items), served.bundle, known.source, number, timings, degraded)
