@@ -27,6 +27,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "neumf-features": ("neumf", {"embedding_dim": 4, "hidden": 6, "top": 4, "features": True}),
     "sasrec": ("sasrec", {"layers": 2, "embedding_dim": 8, "heads": 2, "ffn": 12, "max_history": 9}),
     "sasrec-1": ("sasrec", {"layers": 1, "embedding_dim": 8, "heads": 2, "ffn": 12, "max_history": 9}),
+    "sasrec-window": (
+        "sasrec",
+        {"layers": 3, "embedding_dim": 8, "heads": 2, "ffn": 12, "max_history": 9, "window": 3},
+    ),
     "sasrec-features": (
         "sasrec",
         {

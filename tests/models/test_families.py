@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -215,3 +216,35 @@ def test_features_without_data_are_refused(catalogue: Catalogue) -> None:
 def test_a_user_must_be_something(catalogue: Catalogue, kind: str) -> None:
     with pytest.raises(ConfigError, match=f"model.{kind} has users = false, max_history = 0 and no user features"):
         models.build(kind, {"users": False, "max_history": 0}, catalogue)
+
+
+def test_layers_after_the_first_look_back_no_further_than_the_window(split: Split) -> None:
+    """With two layers and a window of 3 the newest position sees the first layer's states of 3 positions, each of which saw
+    everything before it: an older event counts, and counts no more once the first layer is blind."""
+    options = {"layers": 2, "embedding_dim": 8, "heads": 2, "ffn": 12, "max_history": 9, "window": 3}
+    torch.manual_seed(0)
+    model: Any = models.build("sasrec", options, models.catalogue_of(split))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.3 * torch.randn_like(weight))
+    model.eval()
+    assert [block.distance.shape[1] for block in model.blocks] == [9, 3]
+    history = torch.arange(1, 9)[None]
+    other = torch.cat((torch.tensor([[20]]), history[:, 1:]), dim=1)
+    with torch.inference_mode():
+        assert not torch.allclose(model.encode(history), model.encode(other))
+        model.blocks[0].value.weight.zero_()
+        torch.testing.assert_close(model.encode(history), model.encode(other))
+        torch.testing.assert_close(model.encode(history), model.encode(history[:, -3:]))
+
+
+def test_a_wide_window_is_none(split: Split) -> None:
+    options = {"layers": 3, "embedding_dim": 8, "heads": 2, "ffn": 12, "max_history": 9}
+    torch.manual_seed(0)
+    free: Any = models.build("sasrec", options, models.catalogue_of(split)).eval()  # type: ignore[attr-defined]
+    wide: Any = models.build("sasrec", {**options, "window": 9}, models.catalogue_of(split)).eval()  # type: ignore[attr-defined]
+    wide.load_state_dict(free.state_dict())
+    history = torch.randint(0, 20, (4, 9)).sort(dim=1).values
+    with torch.inference_mode():
+        torch.testing.assert_close(wide.encode(history), free.encode(history))
+        torch.testing.assert_close(wide.states(history), free.states(history))

@@ -36,15 +36,15 @@ def narrowed(config: C, **sizes: int) -> C:
     return replace(config, **sizes, widths=widths)
 
 
-def newest_kept(model: Model, keep: Tensor) -> int:
-    """How many positions `keep` leaves of the axis `history_length`, whose unit i is the i-th newest event."""
+def newest_kept(keep: Tensor, axis: str = "history_length") -> int:
+    """How many positions `keep` leaves of an axis whose unit i is the i-th newest event."""
     if keep.tolist() != list(range(len(keep))):
-        raise ConfigError(f"keep = {keep.tolist()} of {model.kind}.history_length; only the newest can stay: 0, 1, ...")
+        raise ConfigError(f"keep = {keep.tolist()} of {axis}; only the newest can stay: 0, 1, ...")
     return len(keep)
 
 
 def recency(length: int) -> Tensor:
-    """The importance of the axis `history_length`: falls with the distance from the newest event, float [length]."""
+    """The importance of events that lie so far back: falls with the distance from the newest, float [length]."""
     return 1.0 / torch.arange(1, length + 1)
 
 

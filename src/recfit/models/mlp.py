@@ -116,7 +116,7 @@ class Mlp(nn.Module):
             return self._taken(small, hidden, selector(keep, self.config.embedding_dim))
         if axis == "table_dim":
             return self._taken(narrowed(self.config, table_dim=len(keep)), hidden, change, keep)
-        return self._taken(replace(self.config, max_history=newest_kept(self, keep)), hidden, change)
+        return self._taken(replace(self.config, max_history=newest_kept(keep)), hidden, change)
 
     @torch.no_grad()
     def rotated(self, basis: Tensor) -> Model:

@@ -162,7 +162,7 @@ class NeuMf(nn.Module):
             kept = {self.feature_names()[unit] for unit in keep.tolist()}
             small = replace(c, without=(*c.without, *(name for name in self.feature_names() if name not in kept)))
         elif axis == "history_length":
-            small = replace(c, max_history=newest_kept(self, keep))
+            small = replace(c, max_history=newest_kept(keep))
         else:
             small = replace(c, **{axis: len(keep)})  # type: ignore[arg-type]
         return self._taken(small, units["embedding_dim"], units["hidden"], units["top"])

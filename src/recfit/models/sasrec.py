@@ -29,6 +29,8 @@ from recfit.options import check_ranges
 class Config:
     """`head_dim` 0 means `embedding_dim / heads`; `max_history` events are read.
 
+    Each layer but the first looks at the newest `window` positions before each (0: at all; Beltagy et al., arXiv 2004.05150),
+    so that the first computes no more than those that a request needs.
     `features` adds the vectors of the item's features to its own, less the columns in `without`. With `parts` an item is
     that many sub-ids out of `codes` each (see `_codes`). `table_dim` > 0 stores item vectors of so many numbers, which one
     matrix widens; `ranks` makes linear layers low-rank, by their paths; each of `widths` leading numbers of the item
@@ -49,10 +51,12 @@ class Config:
     table_dim: int = 0
     ranks: Mapping[str, int] = field(default_factory=dict)
     widths: tuple[int, ...] = ()
+    window: int = 0
 
     def __post_init__(self) -> None:
         check_ranges("model.sasrec", self, layers=(1, 64), embedding_dim=(1, 8192), heads=(1, 256), ffn=(1, 65536))
         check_ranges("model.sasrec", self, max_history=(1, 1e5), dropout=(0, 0.95), head_dim=(0, 4096))
+        check_ranges("model.sasrec", self, window=(0, self.max_history))
         check_table("model.sasrec", self)
 
     @property
@@ -60,17 +64,27 @@ class Config:
         """Coordinates of one head."""
         return self.head_dim or max(1, self.embedding_dim // self.heads)
 
+    def seen(self, layer: int) -> int:
+        """How many positions before each a layer looks at."""
+        return (self.window or self.max_history) if layer else self.max_history
 
-def _distances(length: int) -> Tensor:
-    """How far before each position each other lies, int64 [L, L]; -1, the last entry of what it indexes, for later ones."""
+    def needed(self, layer: int) -> int:
+        """How many of the newest positions a layer has to answer for the last one to answer the newest."""
+        return 1 + (self.layers - 1 - layer) * (self.seen(1) - 1)
+
+
+def _distances(length: int, seen: int) -> Tensor:
+    """How far before each position each other lies, int64 [L, L]; -1, the last entry of what it indexes, for those that are
+    later, or not among the `seen` ones."""
     positions = torch.arange(length)
-    return (positions[:, None] - positions).clamp(min=-1)
+    back = (positions[:, None] - positions).clamp(min=-1)
+    return torch.where(back < seen, back, -1)
 
 
 class Block(nn.Module):
     """Attention, then a two-layer network, each added to its input: hidden [B, L, d] -> [B, Lq, d]."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, seen: int) -> None:
         super().__init__()
         d, inner = config.embedding_dim, config.heads * config.width
         self.heads, self.width = config.heads, config.width
@@ -80,20 +94,22 @@ class Block(nn.Module):
         self.out = nn.Linear(inner, d, bias=False)
         self.up = nn.Linear(d, config.ffn, bias=False)
         self.down = nn.Linear(config.ffn, d, bias=False)
-        self.distance = nn.Parameter(torch.zeros(config.heads, config.max_history))
+        self.distance = nn.Parameter(torch.zeros(config.heads, seen))
         self.dropout = Dropout(config.dropout)
         for layer in (self.out, self.down):
             nn.init.normal_(layer.weight, std=(2 * config.layers * layer.in_features) ** -0.5)
 
-    def forward(self, hidden: Tensor, real: Tensor, distances: Tensor | None) -> Tensor:
-        """`real` bool [B, L] tells events from padding, `distances` how far they lie apart; None asks the newest only."""
+    def forward(self, hidden: Tensor, real: Tensor, distances: Tensor | None, asked: int = 0) -> Tensor:
+        """`real` bool [B, L] tells events from padding, `distances` how far they lie apart; None asks the newest only, `asked`
+        so many of the newest (0: all)."""
         normed = rms_norm(hidden)
         if distances is None:
             asking, mixed = hidden[:, -1:], self._newest(normed, real)
         else:
-            bias = F.pad(self.distance, (0, 1), value=MASKED)[None][:, :, distances]
-            mixed = attend(self.query(normed), self.key(normed), self.value(normed), bias, real, self.heads)
-            asking = hidden
+            bias = F.pad(self.distance, (0, 1), value=MASKED)[None][:, :, distances[-asked:]]
+            query = self.query(normed[:, -asked:])
+            mixed = attend(query, self.key(normed), self.value(normed), bias, real, self.heads)
+            asking = hidden[:, -asked:]
         asking = asking + self.dropout(self.out(mixed))
         answer: Tensor = asking + self.dropout(self.down(F.gelu(self.up(rms_norm(asking)))))
         return answer
@@ -155,7 +171,7 @@ class SasRec(nn.Module):
         self.config, self.catalogue, self.max_history = config, catalogue, config.max_history
         described = catalogue.item_features if config.features else None
         self.items = item_table(catalogue.n_items, config, 0.02, described)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(Block(config, config.seen(layer)) for layer in range(config.layers))
         self.enter = nn.Parameter(torch.tensor(float(config.embedding_dim) ** 0.5))
         self.leave = nn.Parameter(torch.tensor(1.0))
         self.dropout = Dropout(config.dropout)
@@ -164,21 +180,20 @@ class SasRec(nn.Module):
         return self.encode_vectors(history, self.items.lookup(history))
 
     def encode_vectors(self, history: Tensor, vectors: Tensor) -> Tensor:
-        hidden = self._through(self.blocks[:-1], self.items.widen(vectors) * self.enter, history)
-        # Only the newest position is asked for, so the last block computes no other.
-        newest = self.blocks[-1](hidden, history > 0, None)
+        # Only the newest position is asked for, so no block computes more than those that the next one needs.
+        hidden, real = self.items.widen(vectors) * self.enter, history > 0
+        for layer, block in enumerate(self.blocks[:-1]):
+            asked = self.config.needed(layer) if self.config.window else 0
+            hidden = block(hidden, real, _distances(hidden.shape[1], self.config.seen(layer)), asked)
+            real = real[:, -asked:]
+        newest = self.blocks[-1](hidden, real, None)
         return self.items.narrow(rms_norm(newest[:, 0], self.leave))
 
     def states(self, history: Tensor) -> Tensor:
-        vectors = self.dropout(self.items.widen(self.items.lookup(history)) * self.enter)
-        return self.items.narrow(rms_norm(self._through(self.blocks, vectors, history), self.leave))
-
-    def _through(self, blocks: nn.ModuleList, hidden: Tensor, history: Tensor) -> Tensor:
-        if len(blocks):
-            real, distances = history > 0, _distances(history.shape[1])
-            for block in blocks:
-                hidden = block(hidden, real, distances)
-        return hidden
+        hidden = self.dropout(self.items.widen(self.items.lookup(history)) * self.enter)
+        for layer, block in enumerate(self.blocks):
+            hidden = block(hidden, history > 0, _distances(history.shape[1], self.config.seen(layer)))
+        return self.items.narrow(rms_norm(hidden, self.leave))
 
     def item_vectors(self) -> Tensor:
         return self.items.vectors()
@@ -189,6 +204,7 @@ class SasRec(nn.Module):
     def axes(self) -> Mapping[str, int]:
         c = self.config
         sizes = {"layers": c.layers, "heads": c.heads, "ffn": c.ffn, "history_length": c.max_history}
+        sizes |= {"window": c.seen(1)} if c.layers > 1 else {}
         return {} if c.ranks else sizes | self.items.axes()
 
     @torch.no_grad()
@@ -203,8 +219,8 @@ class SasRec(nn.Module):
             return (table + torch.stack([block.stream_strengths() for block in blocks]).sum(0)).sqrt()
         if axis == "table_dim":
             return self.items.vectors().square().sum(0).sqrt()
-        if axis == "history_length":
-            return recency(self.config.max_history)
+        if axis in ("history_length", "window"):
+            return recency(self.axes()[axis])
         raise no_axis(self, axis)
 
     @torch.no_grad()
@@ -225,8 +241,11 @@ class SasRec(nn.Module):
             small, change = narrowed(small, embedding_dim=len(keep)), selector(keep, config.embedding_dim)
         elif axis == "table_dim":
             small, columns = narrowed(small, table_dim=len(keep)), keep
+        elif axis == "window":
+            small = replace(small, window=newest_kept(keep, axis))
         else:
-            small = replace(small, max_history=newest_kept(self, keep))
+            length = newest_kept(keep, axis)
+            small = replace(small, max_history=length, window=small.window if small.window < length else 0)
         return self._taken(small, layers, heads, ffn, change, columns)
 
     @torch.no_grad()

@@ -133,7 +133,7 @@ class TwoTower(nn.Module):
         if axis == "embedding_dim":
             small = replace(self.config, embedding_dim=len(keep))
             return self._taken(small, hidden, selector(keep, self.config.embedding_dim))
-        return self._taken(replace(self.config, max_history=newest_kept(self, keep)), hidden, change)
+        return self._taken(replace(self.config, max_history=newest_kept(keep)), hidden, change)
 
     @torch.no_grad()
     def rotated(self, basis: Tensor) -> Model:

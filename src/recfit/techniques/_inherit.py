@@ -19,12 +19,12 @@ CALIBRATION = 256  # users whose request vectors are looked at
 
 def cut(model: Model, axis: str, size: int, split: Split) -> Model:
     """`model` with the `size` units of `axis` that matter most: of `embedding_dim` and `table_dim` the principal axes, where
-    the model can be turned onto them, or the leading ones, where they were trained to stand alone; of `history_length` the
-    newest events; else by the norm of their weights."""
+    the model can be turned onto them, or the leading ones, where they were trained to stand alone; of `history_length` and
+    `window` the newest events; else by the norm of their weights."""
     front = torch.arange(size)
     if axis in WIDTHS and not nested(model) and isinstance(model, Rotatable) and "embedding_dim" in model.axes():
         return model.rotated(principal_axes(model, split)).shrink(axis, front)
-    if axis == "history_length" or (axis in WIDTHS and nested(model)):
+    if axis in ("history_length", "window") or (axis in WIDTHS and nested(model)):
         return model.shrink(axis, front)
     return model.shrink(axis, strongest(model, axis, size))
 

@@ -19,13 +19,20 @@ from recfit.techniques._shrink import fine_tuned, size_of
 from recfit.types import Unsupported
 
 # Shares of an axis that are worth trying.
-PROPOSED = {"embedding_dim": (0.5, 0.25), "table_dim": (0.25,), "history_length": (0.4,), "features": (0.5,)}
+PROPOSED = {
+    "embedding_dim": (0.5, 0.25),
+    "table_dim": (0.25,),
+    "history_length": (0.4,),
+    "window": (0.25,),
+    "features": (0.5,),
+}
 
 
 @dataclass(frozen=True)
 class Technique:
     """Keep `size` units of `axis` (`embedding_dim` and, of the item table alone, `table_dim` by principal components, or
-    the leading ones after `matryoshka`; `history_length` the newest; `features` that matter most), then fine-tune.
+    the leading ones after `matryoshka`; `history_length` the newest; `window`, how far back layers after the
+    first look; `features` that matter most), then fine-tune.
 
     A feature counts `by` the norm of its vectors (`weights`), the rise of the loss when its codes are shuffled
     (`permutation`), what it tells of the events (`mutual_information`), or a factor trained with a penalty (`gates`).
