@@ -24,7 +24,7 @@ ORDER: Sequence[set[str]] = (
     {"bundle"},
     {"engine"},
     {"data"},
-    {"measure", "serve", "targets"},
+    {"measure", "serve", "targets", "monitor"},
     {"models"},
     {"training", "graphs"},
     {"pipeline"},
@@ -49,6 +49,7 @@ SERVING = (
     "measure",
     "serve",
     "targets",
+    "monitor",
     "loadtest",
     "cli",
 )

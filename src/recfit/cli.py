@@ -138,7 +138,17 @@ def _bundle_commands(add: Adder) -> None:
     serve.add_argument("--keys", help="a TOML file of who may ask, and how often (docs/serving.md)")
     serve.add_argument("--certificate", help="a PEM file for TLS ...")
     serve.add_argument("--private-key", help="... and that of its key")
+    serve.add_argument("--experiments", help="a TOML file of A/B tests and shadows, read again when it changes")
+    serve.add_argument("--exposures", help="the log of what users in an experiment were shown and did")
     serve.add_argument("--drain-s", type=float, help="seconds from SIGTERM to closing (default: 1)")
+
+    text = "say what an A/B test shows, from the log that `recfit serve --exposures` wrote"
+    example = "recfit experiment exposures.db --name student --plan experiments.toml"
+    experiment = add("experiment", experiment_command, text, example)
+    experiment.add_argument("log", type=Path, help="the exposure log")
+    experiment.add_argument("--name", required=True, help="of the experiment")
+    experiment.add_argument("--kind", default="click", help="the feedback that counts (default: click)")
+    experiment.add_argument("--plan", type=Path, help="the file with the arms' weights (default: equal ones)")
 
     text = "put load on a server on a schedule, so that stalls are not hidden"
     example = "recfit loadtest http://127.0.0.1:8000 --requests runs/study/test/requests.jsonl --find-max --p99 5"
@@ -357,6 +367,21 @@ def serve_command(options: Any) -> None:
     given = {field.name: getattr(options, field.name, None) for field in fields(listen)}
     listen = replace(listen, **{name: value for name, value in given.items() if value is not None})
     run(bundle, listen, json_greeting=options.json)
+
+
+def experiment_command(options: Any) -> None:
+    from recfit.monitor import experiment
+    from recfit.serve.experiments import read_plan
+
+    weights = None
+    if options.plan is not None:
+        planned = {one.name: one.arms for one in read_plan(options.plan).experiments.values()}
+        if options.name not in planned:
+            known = ", ".join(planned) or "none"
+            raise ConfigError(f"{options.plan} has no experiment {options.name!r}; it has: {known}")
+        weights = planned[options.name]
+    found = experiment.report(options.log, options.name, options.kind, weights)
+    _say(options, found, experiment.text(found))
 
 
 def loadtest_command(options: Any) -> None:

@@ -102,7 +102,8 @@ class Serve:
     name, a path or a list of them as a ladder of their own, loaded when they are asked for first; above `memory_mb` of
     resident memory those that were used least recently leave (0: no bound). `admin_port`, on this machine alone, lets
     bundles be swapped. `keys` is the file of those who may ask (None: everybody may), `certificate` and `private_key` are
-    the PEM files for TLS.
+    the PEM files for TLS. `experiments` is a file that says which users get which model, `exposures` the log of what they
+    were shown.
     """
 
     host: str = "127.0.0.1"
@@ -119,6 +120,8 @@ class Serve:
     keys: str | None = None
     certificate: str | None = None
     private_key: str | None = None
+    experiments: str | None = None
+    exposures: str | None = None
 
     def __post_init__(self) -> None:
         check_ranges("serve", self, port=(0, 65535), threads=(0, 1024), drain_s=(0, 3600), memory_mb=(0, 1e9))
@@ -227,5 +230,7 @@ def anchored(settings: Settings, folder: Path) -> Settings:
         keys=resolve(given.keys),
         certificate=resolve(given.certificate),
         private_key=resolve(given.private_key),
+        experiments=resolve(given.experiments),
+        exposures=resolve(given.exposures),
     )
     return dataclasses.replace(settings, data=data, search=search, model=model, serve=serve)

@@ -10,6 +10,7 @@ from fake_engine import FakeEngine, app_of
 from prometheus_client.parser import text_string_to_metric_families
 
 from recfit.serve import app as app_module
+from recfit.serve.exposures import Exposures
 from recfit.serve.metrics import BUCKETS
 from recfit.types import Recommendation, Request
 
@@ -201,21 +202,22 @@ def test_openapi_references_resolve(document) -> None:
     assert set(references) == document["components"]["schemas"].keys()
 
 
-def test_openapi_tells_every_route_and_only_routes(document, call) -> None:
-    app = app_of(FakeEngine())
+def test_openapi_tells_every_route_and_only_routes(document, call, tmp_path) -> None:
+    exposures = Exposures(tmp_path / "log.db")
+    app = app_of(FakeEngine(), exposures=exposures)
     bodies = {
         "/v1/recommend": {"user_id": "u1"},
         "/v1/recommend/batch": {"requests": [{"user_id": "u1"}]},
         "/v1/score": {"user_id": "u1", "items": ["i1"]},
         "/v1/events": {"events": [{"user_id": "u1", "item_id": "i1"}]},
+        "/v1/feedback": {"request_id": "r1"},
         "/v2/models/{name}/infer": {"inputs": [{"name": "user_id", "shape": [1], "datatype": "BYTES", "data": ["u1"]}]},
     }
     for method, path, _ in operations(document):
         body = {"json": bodies[path]} if method == "post" else {}
-        assert (
-            call(app, method.upper(), path.replace("{item_id}", "i1").replace("{name}", "default"), **body).status_code
-            == 200
-        )
+        place = path.replace("{item_id}", "i1").replace("{name}", "default")
+        assert call(app, method.upper(), place, **body).status_code == 200
+    exposures.close()
     v2 = {"/v2/health/live", "/v2/health/ready", "/v2/models/{name}", "/v2/models/{name}/ready"}
     others = v2 | {
         "/v1/similar/{item_id}",
@@ -241,6 +243,7 @@ def test_openapi_says_what_the_decoder_does(document) -> None:
         "explain",
         "model",
         "deadline_ms",
+        "variant",
     }
     assert asked["additionalProperties"] is False
     k = asked["properties"]["k"]

@@ -95,7 +95,11 @@ INVALID = [
     ("[]", None, "expected `object`, got `array`"),
     ("null", None, "expected `object`, got `null`"),
     ('"u1"', None, "got `str`"),
-    ('{"user_id":"u1","top":3}', "top", "user_id, history, k, exclude, candidates, explain, model, deadline_ms"),
+    (
+        '{"user_id":"u1","top":3}',
+        "top",
+        "user_id, history, k, exclude, candidates, explain, model, deadline_ms, variant",
+    ),
     ('{"we`ird - at `$.k`":1}', "we`ird - at `$.k`", "there is no field"),
     ('{"user_id":true}', "user_id", "got `bool`"),
     ('{"user_id":1.5}', "user_id", "got `float`"),

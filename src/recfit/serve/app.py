@@ -26,6 +26,8 @@ from recfit.serve import openapi, v2
 from recfit.serve.admin import make_admin
 from recfit.serve.errors import fail, no, refuse
 from recfit.serve.events import Events, SqliteEvents
+from recfit.serve.experiments import Experiments
+from recfit.serve.exposures import Exposures
 from recfit.serve.fleet import Fleet
 from recfit.serve.http import Post, read_body, request_id
 from recfit.serve.metrics import CONTENT_TYPE, Metrics
@@ -41,22 +43,30 @@ Endpoint = Callable[[HttpRequest], Awaitable[Response]]
 
 
 def make_app(
-    fleet: Fleet, *, draining: Event | None = None, events: Events | None = None, admin_port: int | None = None
+    fleet: Fleet,
+    *,
+    draining: Event | None = None,
+    events: Events | None = None,
+    experiments: Experiments | None = None,
+    exposures: Exposures | None = None,
+    admin_port: int | None = None,
 ) -> ASGIApp:
-    """The app that answers from the bundles of `fleet`; `events` is what users did since (in memory where it is not given).
-    What comes in at `admin_port` may use the routes of operators, and nothing else does.
+    """The app that answers from the bundles of `fleet`; `events` is what users did since (in memory where it is not given),
+    `exposures` the log of what users in `experiments` were shown (without one it is not kept). What comes in at `admin_port`
+    may use the routes of operators, and nothing else does.
 
     Once `draining` is set `/readyz` answers 503 and recommendations ask their clients to connect anew.
     """
     draining = draining or Event()
     results = Results(RESULTS_BYTES, RESULTS_TTL_S)
-    metrics = Metrics(fleet, results)
-    service = Service(fleet, events or SqliteEvents(), results)
+    service = Service(fleet, events or SqliteEvents(), results, experiments or Experiments(), exposures)
+    metrics = Metrics(fleet, results, service.shadows)
     bodies = {
         "/v1/recommend": service.recommend,
         "/v1/recommend/batch": service.batch,
         "/v1/score": service.score,
         "/v1/events": service.record,
+        "/v1/feedback": service.feedback,
     }
     posts = {path: Post(path, answer, metrics, draining) for path, answer in bodies.items()}
     cold = Starlette(

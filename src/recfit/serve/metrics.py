@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 
 from recfit.serve.fleet import QUALITY, Fleet
 from recfit.serve.results import Results
+from recfit.serve.shadows import Shadows
 
 BUCKETS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.25)
 """Seconds. Dense where the budgets of recommenders lie, 1 to 20 ms."""
@@ -28,10 +29,10 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 class Metrics:
     """The counters of one app, in a registry of their own."""
 
-    def __init__(self, fleet: Fleet, results: Results) -> None:
+    def __init__(self, fleet: Fleet, results: Results, shadows: Shadows) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        self.registry.register(_State(fleet, results))
+        self.registry.register(_State(fleet, results, shadows))
         self.in_flight = Gauge("recfit_requests_in_flight", "Requests being answered now", registry=self.registry)
         self._requests = Counter(
             "recfit_requests",
@@ -65,8 +66,8 @@ class Metrics:
 class _State(Collector):
     """What is looked at when somebody asks."""
 
-    def __init__(self, fleet: Fleet, results: Results) -> None:
-        self._fleet, self._results = fleet, results
+    def __init__(self, fleet: Fleet, results: Results, shadows: Shadows) -> None:
+        self._fleet, self._results, self._shadows = fleet, results, shadows
 
     def collect(self) -> Iterator[Metric]:
         bundles = InfoMetricFamily("recfit_bundle", "The bundles that answer for a model", labels=("model", "rung"))
@@ -91,6 +92,12 @@ class _State(Collector):
             if (expected := model.ladder.quality()) is not None:
                 quality.add_metric((name,), expected)
         yield from (bundles, answered, level, quality)
+        shadowed = CounterMetricFamily(
+            "recfit_shadow_requests", "Requests that a shadow model was asked too", labels=("model", "outcome")
+        )
+        for (name, outcome), count in self._shadows.outcomes.items():
+            shadowed.add_metric((name, outcome), count)
+        yield shadowed
         oldest = "How long the request that waits longest has been waiting"
         yield GaugeMetricFamily("recfit_oldest_queued_seconds", oldest, self._fleet.oldest_s())
         found = self._results

@@ -15,6 +15,8 @@ from recfit.serve.schema import (
     ErrorResponse,
     EventsRequest,
     EventsResponse,
+    FeedbackRequest,
+    FeedbackResponse,
     Health,
     ModelsResponse,
     RecommendRequest,
@@ -29,6 +31,7 @@ POSTS: dict[str, tuple[str, str, type, type]] = {
     "/v1/recommend": ("recommend", "The best items for a user or a history", RecommendRequest, RecommendResponse),
     "/v1/recommend/batch": ("recommend_batch", "Several recommendations at once", BatchRequest, BatchResponse),
     "/v1/score": ("score", "Scores of given items", ScoreRequest, ScoreResponse),
+    "/v1/feedback": ("feedback", "What somebody did with an answer", FeedbackRequest, FeedbackResponse),
     "/v1/events": ("record", "What users did; their next request sees it", EventsRequest, EventsResponse),
 }
 """Operation, summary, and the structs of request and answer."""
@@ -45,6 +48,7 @@ STRUCTS = (
 ERRORS = {
     "400": "The body is not JSON",
     "404": "There is no such model, or the bundle does not know the item",
+    "409": "The server keeps no exposure log",
     "413": "The body is over 64 KiB",
     "422": "It is no request; `field` names the part",
     "500": "The engine failed",
@@ -77,6 +81,8 @@ def _paths(schema: dict[type, Schema]) -> Schema:
         operation = _operation(name, summary, _json(schema[answered]))
         operation["requestBody"] = {"required": True, "content": _json(schema[asked])}
         operation["responses"] |= _errors(error, "400", "404", "413", "422", "500", "503", "504")
+        if asked is FeedbackRequest:
+            operation["responses"] |= _errors(error, "409")
         posts[path] = {"post": operation}
     similar = _operation("similar", "The items most like an item", _json(schema[RecommendResponse]))
     similar["parameters"] = [

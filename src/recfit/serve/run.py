@@ -20,6 +20,8 @@ from recfit.config import Serve
 from recfit.serve.app import make_app
 from recfit.serve.batcher import Recommender
 from recfit.serve.events import SqliteEvents
+from recfit.serve.experiments import Experiments
+from recfit.serve.exposures import Exposures
 from recfit.serve.fleet import Fleet, opened
 from recfit.serve.guard import Guard, read_keys
 from recfit.types import ConfigError
@@ -54,8 +56,20 @@ def serve(
     budget_s = settings.budget_ms / 1e3
     fleet = Fleet(engines, threads=settings.threads, paths=paths, most_mb=settings.memory_mb, budget_s=budget_s)
     admin_port = listeners[1].getsockname()[1] if len(listeners) > 1 else None
-    with closing(SqliteEvents(Path(settings.events) if settings.events else None)) as events:
-        app: ASGIApp = make_app(fleet, draining=draining, events=events, admin_port=admin_port)
+    with ExitStack() as stack:
+        events = stack.enter_context(closing(SqliteEvents(_path(settings.events))))
+        exposures = None
+        if settings.exposures is not None:
+            exposures = stack.enter_context(closing(Exposures(Path(settings.exposures))))
+        experiments = Experiments(_path(settings.experiments))
+        app: ASGIApp = make_app(
+            fleet,
+            draining=draining,
+            events=events,
+            experiments=experiments,
+            exposures=exposures,
+            admin_port=admin_port,
+        )
         if settings.keys is not None:
             app = Guard(app, read_keys(Path(settings.keys)))
         scheme = "https" if settings.certificate else "http"
@@ -63,6 +77,10 @@ def serve(
         told |= {"admin": url(listeners[1], scheme)} if admin_port else {}
         greeting = json.dumps(told) if json_greeting else _greeting(**told)
         Server(_config(app, settings), greeting, draining, settings.drain_s).run([*listeners])
+
+
+def _path(name: str | None) -> Path | None:
+    return None if name is None else Path(name)
 
 
 def _greeting(serving: str, url: str, admin: str = "") -> str:

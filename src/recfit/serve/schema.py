@@ -46,6 +46,9 @@ class RecommendRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Annotated[float, Meta(gt=0)] | None,
         Meta(description="From here on; the best bundle that is expected to make it answers, 504 where none began"),
     ] = None
+    variant: Annotated[
+        str | None, Meta(description="Ask this arm of an experiment; such a request is not part of it")
+    ] = None
 
     def request(self) -> Request:
         return Request(_text(self.user_id), self.history, self.exclude, candidates=self.candidates)
@@ -86,6 +89,14 @@ class EventsRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     events: Annotated[tuple[Happened, ...], Meta(min_length=1, max_length=MOST_EVENTS)]
 
 
+class FeedbackRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What somebody did with an answer."""
+
+    request_id: Annotated[str, Meta(description="Of the answer")]
+    kind: Annotated[str, Meta(description="Such as click, like, order", max_length=100)] = "click"
+    item_id: str | None = None
+
+
 def _text(user_id: str | int | None) -> str | None:
     return None if user_id is None else str(user_id)
 
@@ -108,6 +119,7 @@ class RecommendResponse(msgspec.Struct, frozen=True, omit_defaults=True):
     request_id: str
     timings_ms: dict[str, float] | None = None
     degraded: bool = False
+    variant: str | None = None
 
 
 class Sent(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -119,6 +131,7 @@ class Sent(msgspec.Struct, frozen=True, omit_defaults=True):
     request_id: str
     timings_ms: dict[str, float] | None = None
     degraded: bool = False
+    variant: str | None = None
 
 
 class ScoreResponse(msgspec.Struct, frozen=True):
@@ -136,6 +149,12 @@ class EventsResponse(msgspec.Struct, frozen=True):
     kept: int
     unknown_items: int
     request_id: str
+
+
+class FeedbackResponse(msgspec.Struct, frozen=True):
+    """It is in the log."""
+
+    kept: bool
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -259,6 +278,7 @@ class Parser(Generic[S]):
 _recommend = Parser(RecommendRequest, '{"user_id": "1", "k": 10}')
 _score = Parser(ScoreRequest, '{"user_id": "1", "items": ["7"]}')
 parse_batch = Parser(BatchRequest, '{"requests": [{"user_id": "1"}]}')
+parse_feedback = Parser(FeedbackRequest, '{"request_id": "...", "kind": "click", "item_id": "7"}')
 parse_events = Parser(EventsRequest, '{"events": [{"user_id": "1", "item_id": "7"}]}')
 
 

@@ -16,10 +16,13 @@ import msgspec
 from recfit.serve import schema
 from recfit.serve.batcher import LateError
 from recfit.serve.events import Events
-from recfit.serve.fleet import Fleet, Served
+from recfit.serve.experiments import Experiments
+from recfit.serve.exposures import Exposures
+from recfit.serve.fleet import DEFAULT, Fleet, Model, Served
 from recfit.serve.http import Reply, engine_failed, late
 from recfit.serve.results import Known, Results, key_of
 from recfit.serve.schema import HttpError, encode
+from recfit.serve.shadows import Shadows
 from recfit.types import Recommendation, Request
 
 log = logging.getLogger("recfit.serve")
@@ -28,8 +31,15 @@ log = logging.getLogger("recfit.serve")
 class Service:
     """Every method that takes a body raises `HttpError` for one that is no request."""
 
-    def __init__(self, fleet: Fleet, events: Events, results: Results) -> None:
+    def __init__(
+        self, fleet: Fleet, events: Events, results: Results, experiments: Experiments, exposures: Exposures | None
+    ) -> None:
         self._fleet, self._events, self._results = fleet, events, results
+        self._experiments, self._exposures, self._shadows = experiments, exposures, Shadows(fleet)
+
+    @property
+    def shadows(self) -> Shadows:
+        return self._shadows
 
     async def recommend(self, body: bytes | bytearray, number: str) -> Reply:
         response = await self._recommended(schema.parse_recommend(body), number)
@@ -53,11 +63,26 @@ class Service:
             return schema.SentOutcome(error=engine_failed(number).problem)
 
     async def _recommended(self, asked: schema.RecommendRequest, number: str) -> schema.Sent:
+        """The answer of the model, or of the arm that the user is in, which the log then tells."""
         begin = time.monotonic()
-        model = await self._fleet.get(asked.model)
         request = await self._complete(asked.request())
+        wanted = asked.model or DEFAULT
+        name, experiment = (asked.variant, None) if asked.variant else self._experiments.arm(wanted, request.user_id)
+        model = await self._fleet.get(name)
+        if (shadow := self._experiments.shadow(wanted)) is not None:
+            self._shadows.send(shadow, request, asked.k)
         if asked.explain:
             return await _explained(model.best, request, asked.k, number)
+        sent = await self._answered(model, request, asked, begin, number)
+        if experiment is None or request.user_id is None:
+            return sent
+        if self._exposures is not None:
+            self._exposures.shown(number, request.user_id, experiment, name, sent.bundle)
+        return msgspec.structs.replace(sent, variant=name)
+
+    async def _answered(
+        self, model: Model, request: Request, asked: schema.RecommendRequest, begin: float, number: str
+    ) -> schema.Sent:
         if asked.deadline_ms is None:
             rung, deadline = model.ladder.choose(), math.inf
         else:
@@ -75,6 +100,15 @@ class Service:
             known = self._results.find(key) or await make()
             self._results.put(key, known)
         return _sent(served, known, number, degraded=rung > 0)
+
+    async def feedback(self, body: bytes | bytearray, number: str) -> Reply:
+        """Keep what somebody did with an answer."""
+        told = schema.parse_feedback(body)
+        if self._exposures is None:
+            message = "this server keeps no exposure log; start it with --exposures FILE"
+            raise HttpError(409, "no_exposure_log", message)
+        self._exposures.made(told.request_id, told.item_id, told.kind)
+        return Reply(encode(schema.FeedbackResponse(True)))
 
     async def found(self, model: str, requests: Sequence[Request], k: int) -> tuple[str, list[Recommendation]]:
         """The id of the bundle of `model`, and its answers."""

@@ -1,0 +1,92 @@
+"""What was shown to whom, and what they made of it: the log that an experiment is judged by.
+
+Rows wait in memory and are written together, by a thread of their own, so that no request waits for the disk. User ids are
+hashed with the log's own salt: equal users are equal, who they are is not in it. After a crash the rows of the last moment are
+missing, on both sides of an experiment alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import sqlite3
+import threading
+import time
+from pathlib import Path
+
+from recfit.types import ConfigError
+
+log = logging.getLogger("recfit.serve")
+
+EVERY_S = 0.5
+MOST_ROWS = 100_000
+"""Rows that may wait; what comes on top while the disk does not take any is counted and left out."""
+TABLES = """
+CREATE TABLE IF NOT EXISTS exposures (request TEXT, user TEXT, experiment TEXT, arm TEXT, bundle TEXT, at REAL);
+CREATE TABLE IF NOT EXISTS feedback (request TEXT, item TEXT, kind TEXT, at REAL);
+CREATE TABLE IF NOT EXISTS about (key TEXT PRIMARY KEY, value BLOB);
+CREATE INDEX IF NOT EXISTS by_experiment ON exposures (experiment, request);
+CREATE INDEX IF NOT EXISTS by_request ON feedback (request);
+"""
+
+
+class Exposures:
+    """The log in the file `path` (SQLite)."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._file = sqlite3.connect(path, timeout=5.0, isolation_level=None, check_same_thread=False)
+            self._file.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;" + TABLES)
+            self._file.execute("INSERT OR IGNORE INTO about VALUES ('salt', ?)", (os.urandom(16),))
+            (self._salt,) = self._file.execute("SELECT value FROM about WHERE key = 'salt'").fetchone()
+        except sqlite3.Error as error:
+            raise ConfigError(f"the exposure log {path} cannot be opened: {error}; name another") from error
+        self.dropped = 0
+        self._shown: list[tuple[str, str, str, str, str, float]] = []
+        self._made: list[tuple[str, str | None, str, float]] = []
+        self._over = threading.Event()
+        self._writer = threading.Thread(target=self._write, name="recfit-exposures", daemon=True)
+        self._writer.start()
+
+    def shown(self, request: str, user_id: str, experiment: str, arm: str, bundle: str) -> None:
+        """An answer went out."""
+        if len(self._shown) >= MOST_ROWS:
+            self.dropped += 1
+            return
+        user = hashlib.blake2b(user_id.encode(), key=self._salt, digest_size=8).hexdigest()
+        self._shown.append((request, user, experiment, arm, bundle, time.time()))
+
+    def made(self, request: str, item: str | None, kind: str) -> None:
+        """Somebody did something with the answer to `request`."""
+        if len(self._made) >= MOST_ROWS:
+            self.dropped += 1
+            return
+        self._made.append((request, item, kind, time.time()))
+
+    def close(self) -> None:
+        """Write what waits."""
+        self._over.set()
+        self._writer.join()
+        self._file.close()
+
+    def _write(self) -> None:
+        while not self._over.wait(EVERY_S):
+            self._flush()
+        self._flush()
+
+    def _flush(self) -> None:
+        shown, self._shown = self._shown, []
+        made, self._made = self._made, []
+        if not shown and not made:
+            return
+        try:
+            self._file.execute("BEGIN IMMEDIATE")
+            self._file.executemany("INSERT INTO exposures VALUES (?, ?, ?, ?, ?, ?)", shown)
+            self._file.executemany("INSERT INTO feedback VALUES (?, ?, ?, ?)", made)
+            self._file.execute("COMMIT")
+        except sqlite3.Error as error:
+            log.error("%d rows of the exposure log could not be written: %s", len(shown) + len(made), error)
+            self.dropped += len(shown) + len(made)
+            if self._file.in_transaction:
+                self._file.execute("ROLLBACK")

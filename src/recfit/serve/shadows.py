@@ -1,0 +1,56 @@
+"""Requests that another model sees too, and whose answers nobody gets.
+
+Shadows run in a thread and a queue of their own, so that nobody waits for them; where they can't keep up they are left out,
+and counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+
+from recfit.serve.batcher import Batcher
+from recfit.serve.fleet import Fleet, Served
+from recfit.serve.schema import HttpError
+from recfit.types import Request
+
+log = logging.getLogger("recfit.serve")
+
+MOST = 64
+"""Shadows under way at a time."""
+
+
+class Shadows:
+    """`outcomes` counts by model and by `ok`, `failed`, `left out`."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self._running: set[asyncio.Task[None]] = set()
+        self._queues: dict[str, tuple[Served, Batcher]] = {}
+        self.outcomes: Counter[tuple[str, str]] = Counter()
+
+    def send(self, name: str, request: Request, k: int) -> None:
+        """Ask model `name` as well."""
+        if len(self._running) >= MOST:
+            self.outcomes[name, "left out"] += 1
+            return
+        task = asyncio.ensure_future(self._ask(name, request, k))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    async def _ask(self, name: str, request: Request, k: int) -> None:
+        try:
+            await self._queue(name, (await self._fleet.get(name)).best).ask(request, k)
+            self.outcomes[name, "ok"] += 1
+        except Exception as error:
+            if not self.outcomes[name, "failed"]:  # the first one says it for all
+                log.warning("shadow model %s failed: %s", name, error if isinstance(error, HttpError) else repr(error))
+            self.outcomes[name, "failed"] += 1
+
+    def _queue(self, name: str, served: Served) -> Batcher:
+        """The queue in front of the bundle that answers for `name` now."""
+        known = self._queues.get(name)
+        if known is None or known[0] is not served:
+            known = self._queues[name] = served, Batcher(served.engine, threads=1)
+        return known[1]

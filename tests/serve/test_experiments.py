@@ -1,0 +1,206 @@
+"""Arms by a stable hash, shadows that nobody waits for, and the log that tells what was shown."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fake_engine import FakeEngine
+
+from recfit.serve import experiments as module
+from recfit.serve import shadows
+from recfit.serve.app import make_app
+from recfit.serve.experiments import Experiment, Experiments, read_plan
+from recfit.serve.exposures import Exposures
+from recfit.serve.fleet import Fleet
+from recfit.types import ConfigError, Recommendation, Request
+
+PATH = "/v1/recommend"
+PLAN = '[[experiment]]\nname = "e"\narms = { default = 1, red = 3 }\n'
+SHADOW = '[[shadow]]\nmodel = "default"\nto = "red"\n'
+
+
+class Named(FakeEngine):
+    def __init__(self, name: str, during: Any = lambda request: None) -> None:
+        super().__init__(during)
+        self.manifest: Mapping[str, Any] = {**self.manifest, "bundle_id": f"id of {name}"}
+
+
+def fleet_of(red: FakeEngine) -> Fleet:
+    return Fleet([Named("first")], paths={"red": [Path("red")]}, open_engine=lambda path: red)
+
+
+def test_arms_are_sticky_and_as_large_as_their_weights() -> None:
+    experiment = Experiment("e", {"a": 0.2, "b": 0.3, "c": 0.5})
+    counts = Counter(experiment.arm(f"user {n}") for n in range(20_000))
+    assert [round(counts[arm] / 20_000, 2) for arm in "abc"] == pytest.approx([0.2, 0.3, 0.5], abs=0.011)
+    assert all(experiment.arm(f"{n}") == experiment.arm(f"{n}") for n in range(100))
+    other = Experiment("f", {"a": 0.5, "b": 0.5})
+    same = sum(other.arm(f"{n}") == Experiment("g", {"a": 0.5, "b": 0.5}).arm(f"{n}") for n in range(4000))
+    assert 1850 < same < 2150  # another experiment spreads the users anew
+
+
+def test_a_heavier_arm_keeps_its_users() -> None:
+    """A ramp moves users of the other arm over, and none back."""
+    before, after = Experiment("e", {"a": 0.1, "b": 0.9}), Experiment("e", {"a": 0.5, "b": 0.5})
+    users = [f"{n}" for n in range(2000)]
+    assert all(after.arm(user) == "a" for user in users if before.arm(user) == "a")
+
+
+def test_users_get_their_arm_and_the_log_tells(call, tmp_path: Path) -> None:
+    (tmp_path / "plan.toml").write_text(PLAN)
+    exposures = Exposures(tmp_path / "log.db")
+    experiments = Experiments(tmp_path / "plan.toml")
+    app = make_app(fleet_of(Named("red")), experiments=experiments, exposures=exposures)
+    answers = {f"u{n}": call(app, "POST", PATH, json={"user_id": f"u{n}"}).json() for n in range(40)}
+    for user, answer in answers.items():
+        arm = experiments.arm("default", user)[0]
+        assert (answer["variant"], answer["bundle"]) == (arm, "id of red" if arm == "red" else "id of first")
+    assert {answer["variant"] for answer in answers.values()} == {"default", "red"}
+    nobody = call(app, "POST", PATH, json={"history": ["i1"]}).json()
+    assert "variant" not in nobody
+    forced = call(app, "POST", PATH, json={"user_id": "u1", "variant": "red"}).json()
+    assert forced["bundle"] == "id of red"
+    assert "variant" not in forced
+    shown = answers["u3"]["request_id"]
+    told = {"request_id": shown, "item_id": "i4", "kind": "like"}
+    assert call(app, "POST", "/v1/feedback", json=told).json() == {"kept": True}
+    exposures.close()
+    with sqlite3.connect(tmp_path / "log.db") as file:
+        rows = file.execute("SELECT request, user, experiment, arm, bundle FROM exposures").fetchall()
+        assert file.execute("SELECT request, item, kind FROM feedback").fetchall() == [(shown, "i4", "like")]
+    file.close()
+    assert {row[0] for row in rows} == {answer["request_id"] for answer in answers.values()}
+    assert len({row[1] for row in rows}) == 40
+    assert not {row[1] for row in rows} & set(answers)  # hashed
+    assert all(row[4] == ("id of red" if row[3] == "red" else "id of first") for row in rows)
+
+
+def test_without_a_log_feedback_is_refused_with_what_to_do(call) -> None:
+    answer = call(make_app(fleet_of(Named("red"))), "POST", "/v1/feedback", json={"request_id": "r"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "no_exposure_log")
+    assert "--exposures FILE" in answer.json()["error"]["message"]
+
+
+def test_users_are_the_same_in_a_log_that_goes_on(tmp_path: Path) -> None:
+    for number in range(2):
+        log = Exposures(tmp_path / "log.db")
+        log.shown(f"r{number}", "u1", "e", "a", "b")
+        log.close()
+    with sqlite3.connect(tmp_path / "log.db") as file:
+        users = [user for (user,) in file.execute("SELECT user FROM exposures")]
+    file.close()
+    assert len(users) == 2
+    assert len(set(users)) == 1
+
+
+def test_a_log_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"the exposure log .* cannot be opened: .*; name another"):
+        Exposures(tmp_path / "no" / "log.db")
+
+
+def test_the_plan_is_read_again_when_it_changes_and_a_mistake_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "LOOK_S", 0.0)
+    file = tmp_path / "plan.toml"
+    file.write_text(PLAN)
+    experiments = Experiments(file)
+    assert experiments.arm("default", "u1")[1] == "e"
+    file.write_text("")
+    assert experiments.arm("default", "u1") == ("default", None)
+    file.write_text(PLAN.replace('"e"', '"another"'))
+    assert experiments.arm("default", "u1")[1] == "another"
+    file.write_text("[[experiment]]\nname = 3")
+    assert experiments.arm("default", "u1")[1] == "another"
+    assert "the experiments before go on" in caplog.text
+    file.unlink()
+    assert experiments.arm("default", "u1")[1] == "another"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "[[experiment]]\nname = 'e'\narms = { a = 1 }",
+            r"experiment 'e' has arms = {'a': 1}; give two models or more",
+        ),
+        ("[[experiment]]\nname = 'e'\narms = { a = 1, b = 0 }", r"each a weight above 0"),
+        ("[[experiment]]\nname = 'e'\narms = { a = 1, b = 'x' }", r"each a weight above 0"),
+        (PLAN + PLAN, r"has two experiments of model 'default'; one at a time"),
+        (SHADOW + SHADOW, r"has two shadows of model 'default'"),
+        ("[[shadow]]\nmodel = 'a'\nto = 'a'", r"shadow of 'a' has to = 'a', share = 1; name another model"),
+        ("[[shadow]]\nmodel = 'a'\nto = 'b'\nshare = 1.5", r"a share up to 1"),
+        ("[[test]]", r"has a table 'test'; allowed: experiment, shadow"),
+        ("[[experiment]]\nnam = 'e'", r"experiment has no setting 'nam' \(did you mean 'name'"),
+        ("[[", "is not valid TOML"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "plan.toml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_plan(tmp_path / "plan.toml")
+
+
+def test_a_missing_plan_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"there is no file .*plan.toml of experiments"):
+        Experiments(tmp_path / "plan.toml")
+
+
+class Watched(Named):
+    """Sees requests, slowly, and fails for a user called `poison`."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__("red")
+        self.seconds, self.seen, self.threads = 0.0, [], set()
+        self.seen: list[str | None]
+        self.threads: set[str]
+        self.pace = seconds
+
+    def recommend(self, requests: Sequence[Request], k: int = 10, **_: object) -> list[Recommendation]:
+        time.sleep(self.seconds)
+        self.seen += [request.user_id for request in requests]
+        self.threads.add(threading.current_thread().name)
+        if any(request.user_id == "poison" for request in requests):
+            raise ZeroDivisionError
+        return super().recommend(requests, k)
+
+
+def test_shadows_see_requests_and_nobody_waits_for_them(call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shadows, "MOST", 8)
+    (tmp_path / "plan.toml").write_text(SHADOW)
+    red = Watched(0.3)
+    app = make_app(fleet_of(red), experiments=Experiments(tmp_path / "plan.toml"))
+
+    async def run() -> list[float]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://recfit") as client:
+            await client.post(PATH, json={"user_id": "loads it"})
+            await asyncio.sleep(0.1)
+            red.seconds = red.pace
+            spans = []
+            for user in ("poison", *(f"u{n}" for n in range(20))):
+                begin = time.perf_counter()
+                answer = await client.post(PATH, json={"user_id": user})
+                spans.append(time.perf_counter() - begin)
+                assert answer.json()["bundle"] == "id of first"
+                assert "variant" not in answer.json()
+            red.seconds = 0.0
+            await asyncio.sleep(1.0)
+            return spans
+
+    spans = asyncio.run(run())
+    assert sorted(spans)[len(spans) // 2] < 0.1
+    assert {"loads it", "poison"} <= set(red.seen)
+    assert "MainThread" not in red.threads
+    metrics = call(app, "GET", "/metrics").text
+    assert 'recfit_shadow_requests_total{model="red",outcome="failed"} 1.0' in metrics
+    assert 'recfit_shadow_requests_total{model="red",outcome="left out"} 13.0' in metrics
+    assert 'recfit_shadow_requests_total{model="red",outcome="ok"} 8.0' in metrics
