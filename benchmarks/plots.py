@@ -68,3 +68,25 @@ def tradeoff(rows: Sequence[Mapping[str, Any]], metric: str, path: Path) -> Path
     ]
     about = "area: bytes on disk; bars: paired 95 % interval; brown: the original in ONNX Runtime"
     return scatter(dots, path, x="p99 ms, one request at a time", y=f"{metric} kept, %", log=True, title=about)
+
+
+def overload(rows: Sequence[Mapping[str, Any]], budget_ms: float, path: Path) -> Path:
+    """What happens to p99 and to the expected quality as the load grows, of one server and another."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    late, quality = figure.subplots(1, 2)
+    for name, colour in (("alone", BROWN), ("ladder", BLUE)):
+        mine = [row for row in rows if row["server"] == name]
+        loads = [row["load"] for row in mine]
+        late.plot(loads, [min(row["ms"]["99"], 1e5) for row in mine], "o-", color=colour, label=name)
+        quality.plot(loads, [row["quality"] for row in mine], "o-", color=colour, label=name)
+    late.axhline(budget_ms, color=GREY, linewidth=0.8, linestyle="--")
+    late.set_yscale("log")
+    late.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    late.set(xlabel="load, times what the best bundle takes", ylabel="p99 ms (dashed: the budget)")
+    quality.set(xlabel="load, times what the best bundle takes", ylabel="expected NDCG@10 of what is answered")
+    quality.set_ylim(bottom=0)
+    for axes in (late, quality):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+    figure.savefig(path, format="svg", metadata={"Date": None})
+    return path

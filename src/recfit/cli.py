@@ -138,6 +138,7 @@ def _bundle_commands(add: Adder) -> None:
     serve.add_argument("--keys", help="a TOML file of who may ask, and how often (docs/serving.md)")
     serve.add_argument("--certificate", help="a PEM file for TLS ...")
     serve.add_argument("--private-key", help="... and that of its key")
+    serve.add_argument("--results-mb", type=float, help="answers kept for those who ask the same again (default: 32)")
     serve.add_argument("--experiments", help="a TOML file of A/B tests and shadows, read again when it changes")
     serve.add_argument("--exposures", help="the log of what users in an experiment were shown and did")
     serve.add_argument("--drain-s", type=float, help="seconds from SIGTERM to closing (default: 1)")

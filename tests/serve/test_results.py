@@ -11,7 +11,6 @@ from fake_engine import ITEMS, FakeEngine, app_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recfit.serve import app as app_module
 from recfit.serve import results as module
 from recfit.serve.results import ENTRY_BYTES, Known, Results, key_of
 from recfit.types import Request
@@ -174,10 +173,9 @@ def test_a_crowd_that_asks_for_the_same_is_one_call() -> None:
     assert asked == [Request("u1")]
 
 
-def test_without_room_every_request_reaches_the_engine(call, monkeypatch) -> None:
-    monkeypatch.setattr(app_module, "RESULTS_BYTES", 0)
+def test_without_room_every_request_reaches_the_engine(call) -> None:
     asked: list[Request] = []
-    app = app_of(FakeEngine(asked.append))
+    app = app_of(FakeEngine(asked.append), results=Results(0))
     asked.clear()
     for _ in range(3):
         assert call(app, "POST", PATH, json={"user_id": "u1"}).status_code == 200

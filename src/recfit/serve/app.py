@@ -38,7 +38,6 @@ from recfit.serve.service import Service
 log = logging.getLogger("recfit.serve")
 
 READY_TIMEOUT_S = 1.0
-RESULTS_BYTES, RESULTS_TTL_S = 32 * 2**20, 300.0
 Endpoint = Callable[[HttpRequest], Awaitable[Response]]
 
 
@@ -49,16 +48,17 @@ def make_app(
     events: Events | None = None,
     experiments: Experiments | None = None,
     exposures: Exposures | None = None,
+    results: Results | None = None,
     admin_port: int | None = None,
 ) -> ASGIApp:
     """The app that answers from the bundles of `fleet`; `events` is what users did since (in memory where it is not given),
-    `exposures` the log of what users in `experiments` were shown (without one it is not kept). What comes in at `admin_port`
-    may use the routes of operators, and nothing else does.
+    `exposures` the log of what users in `experiments` were shown (without one it is not kept), `results` the answers that were
+    given before. What comes in at `admin_port` may use the routes of operators, and nothing else does.
 
     Once `draining` is set `/readyz` answers 503 and recommendations ask their clients to connect anew.
     """
     draining = draining or Event()
-    results = Results(RESULTS_BYTES, RESULTS_TTL_S)
+    results = results or Results()
     service = Service(fleet, events or SqliteEvents(), results, experiments or Experiments(), exposures)
     metrics = Metrics(fleet, results, service.shadows)
     bodies = {

@@ -37,7 +37,7 @@ class Results:
     For the event loop's thread alone.
     """
 
-    def __init__(self, most_bytes: int, ttl_s: float) -> None:
+    def __init__(self, most_bytes: int = 32 * 2**20, ttl_s: float = 300.0) -> None:
         self._most_bytes, self._ttl_s = most_bytes, ttl_s
         self._entries: OrderedDict[bytes, tuple[Known, float]] = OrderedDict()
         self._running: dict[bytes, asyncio.Future[Known]] = {}

@@ -24,6 +24,7 @@ from recfit.serve.experiments import Experiments
 from recfit.serve.exposures import Exposures
 from recfit.serve.fleet import Fleet, opened
 from recfit.serve.guard import Guard, read_keys
+from recfit.serve.results import Results
 from recfit.types import ConfigError
 
 KEEP_ALIVE_S = 75
@@ -68,6 +69,7 @@ def serve(
             events=events,
             experiments=experiments,
             exposures=exposures,
+            results=Results(int(settings.results_mb * 2**20)),
             admin_port=admin_port,
         )
         if settings.keys is not None:
