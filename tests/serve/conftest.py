@@ -2,11 +2,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from starlette.types import ASGIApp
+
+from recfit.types import Ragged
 
 Call = Callable[..., httpx.Response]
 
@@ -24,3 +28,23 @@ def call() -> Call:
         return asyncio.run(request())
 
     return send
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from recfit.export import Surroundings, export
+    from recfit.models import Catalogue, sasrec
+    from recfit.pipeline import Pipeline, Stage
+
+    items = tuple(f"i{n}" for n in range(12))
+    around = Surroundings(
+        user_ids=("1", "2", "3"),
+        item_ids=items,
+        titles=tuple(f"Title {n}" for n in range(12)),
+        user_features=None,
+        histories=Ragged.from_lists(([0, 1, 2], [3, 4], [5])),
+        fallback=np.arange(12, dtype=np.int32),
+    )
+    model = sasrec.build(sasrec.Config(layers=1, embedding_dim=8), Catalogue(3, 12))
+    directory = tmp_path_factory.mktemp("bundles") / "tiny"
+    return export(Pipeline(Stage(model)), around, directory, name="tiny", recipe={"id": "r0", "steps": []})

@@ -223,6 +223,7 @@ def test_openapi_tells_every_route_and_only_routes(document, call, tmp_path) -> 
         "/v1/similar/{item_id}",
         "/v1/models",
         "/v1/bundle",
+        "/v1/status",
         "/healthz",
         "/readyz",
         "/metrics",

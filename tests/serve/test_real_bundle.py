@@ -14,33 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-import numpy as np
 import pytest
 
 from recfit.engine import open_bundle
-from recfit.types import Ragged, Request
+from recfit.types import Request
 
-HISTORIES = ([0, 1, 2], [3, 4], [5])
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory) -> Path:
-    from recfit.export import Surroundings, export
-    from recfit.models import Catalogue, sasrec
-    from recfit.pipeline import Pipeline, Stage
-
-    items = tuple(f"i{n}" for n in range(12))
-    around = Surroundings(
-        user_ids=("1", "2", "3"),
-        item_ids=items,
-        titles=tuple(f"Title {n}" for n in range(12)),
-        user_features=None,
-        histories=Ragged.from_lists(HISTORIES),
-        fallback=np.arange(12, dtype=np.int32),
-    )
-    model = sasrec.build(sasrec.Config(layers=1, embedding_dim=8), Catalogue(3, 12))
-    directory = tmp_path_factory.mktemp("bundles") / "tiny"
-    return export(Pipeline(Stage(model)), around, directory, name="tiny", recipe={"id": "r0", "steps": []})
+HISTORIES = ([0, 1, 2], [3, 4], [5])  # of the bundle
 
 
 @pytest.fixture(scope="module")

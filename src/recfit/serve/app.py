@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from threading import Event
 
 from starlette.applications import Starlette
@@ -34,6 +35,7 @@ from recfit.serve.metrics import CONTENT_TYPE, Metrics
 from recfit.serve.results import Results
 from recfit.serve.schema import Health, HttpError, ModelsResponse, ModelState, describe, encode
 from recfit.serve.service import Service
+from recfit.serve.status import PAGES, POLICY, StatusResponse, page, status
 
 log = logging.getLogger("recfit.serve")
 
@@ -59,7 +61,8 @@ def make_app(
     """
     draining = draining or Event()
     results = results or Results()
-    service = Service(fleet, events or SqliteEvents(), results, experiments or Experiments(), exposures)
+    experiments = experiments or Experiments()
+    service = Service(fleet, events or SqliteEvents(), results, experiments, exposures)
     metrics = Metrics(fleet, results, service.shadows)
     bodies = {
         "/v1/recommend": service.recommend,
@@ -83,6 +86,8 @@ def make_app(
             Route("/healthz", fixed(encode(Health("ok")))),
             Route("/readyz", readiness(fleet, draining)),
             Route("/metrics", exposition(metrics)),
+            Route("/v1/status", current(partial(status, fleet, results, metrics.recent, experiments))),
+            *(Route(path, console(*page(path))) for path in PAGES),
             Route("/openapi.json", fixed(openapi.document())),
         ],
         exception_handlers={HTTPException: refuse, HttpError: no, Exception: fail},
@@ -173,6 +178,23 @@ def fixed(body: bytes) -> Endpoint:
 
     async def endpoint(_: HttpRequest) -> Response:
         return Response(body, media_type="application/json")
+
+    return endpoint
+
+
+def current(what: Callable[[], StatusResponse]) -> Endpoint:
+    async def endpoint(_: HttpRequest) -> Response:
+        return Response(encode(what()), media_type="application/json")
+
+    return endpoint
+
+
+def console(body: bytes, kind: str) -> Endpoint:
+    """A file of the console. Without a key in it, so that everybody may load it; what it asks for needs one."""
+    headers = {"content-security-policy": POLICY, "x-content-type-options": "nosniff"}
+
+    async def endpoint(_: HttpRequest) -> Response:
+        return Response(body, headers=headers, media_type=kind)
 
     return endpoint
 

@@ -15,10 +15,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from recfit.options import from_options
 from recfit.serve.http import respond
 from recfit.serve.schema import HttpError
+from recfit.serve.status import PAGES
 from recfit.types import ConfigError
 
-OPEN = ("/healthz", "/readyz")
-"""What load balancers ask, who have no key."""
+OPEN = ("/healthz", "/readyz", *PAGES)
+"""What load balancers ask, who have no key, and the console, which asks its user for one."""
 BURST_S = 1.0
 """Requests that were not made in this time may be made at once."""
 

@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 from recfit.serve.fleet import QUALITY, Fleet
 from recfit.serve.results import Results
 from recfit.serve.shadows import Shadows
+from recfit.serve.status import Recent
 
 BUCKETS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.25)
 """Seconds. Dense where the budgets of recommenders lie, 1 to 20 ms."""
@@ -47,6 +48,7 @@ class Metrics:
             buckets=BUCKETS,
             registry=self.registry,
         )
+        self.recent = Recent()
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
     def count(self, route: str, source: str, status: int, seconds: float) -> None:
@@ -57,6 +59,8 @@ class Metrics:
             self._children[route, source, status] = child
         child[0].inc()
         child[1].observe(seconds)
+        if source != "none":
+            self.recent.add(seconds)
 
     def text(self) -> bytes:
         """The text exposition format, version 0.0.4."""

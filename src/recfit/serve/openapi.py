@@ -24,6 +24,7 @@ from recfit.serve.schema import (
     ScoreRequest,
     ScoreResponse,
 )
+from recfit.serve.status import StatusResponse
 
 Schema = dict[str, Any]
 
@@ -40,6 +41,7 @@ STRUCTS = (
     ErrorResponse,
     BundleResponse,
     ModelsResponse,
+    StatusResponse,
     Health,
     v2.InferRequest,
     v2.InferResponse,
@@ -104,6 +106,7 @@ def _paths(schema: dict[type, Schema]) -> Schema:
         **_v2(schema),
         "/v1/models": {"get": _operation("models", "What can be asked for as `model`", _json(schema[ModelsResponse]))},
         "/v1/bundle": {"get": bundle},
+        "/v1/status": {"get": _operation("status", "The server at the moment", _json(schema[StatusResponse]))},
         "/healthz": {"get": _operation("health", "The process is alive", _json(schema[Health]))},
         "/readyz": {"get": ready},
         "/metrics": {"get": _operation("metrics", "Counters for Prometheus", text)},
