@@ -14,6 +14,7 @@ demo: $(VENV)/.train
 test: $(VENV)/.dev
 	@$(BIN)/python tests/need.py chromium
 	@$(BIN)/python tests/need.py npm
+	@$(BIN)/python tests/need.py promtool prometheus
 	$(MAKE) --no-print-directory lint docs
 	OMP_NUM_THREADS=1 $(BIN)/pytest
 

@@ -86,6 +86,7 @@ class _State(Collector):
             f"{QUALITY} that is expected of the answers of the last seconds",
             labels=("model",),
         )
+        promised = GaugeMetricFamily("recfit_promised_quality", f"{QUALITY} of the best bundle", labels=("model",))
         for name, model in self._fleet.loaded.items():
             for rung, served in enumerate(model.rungs):
                 manifest = served.engine.manifest
@@ -93,9 +94,11 @@ class _State(Collector):
                 bundles.add_metric((name, f"{rung}"), about)
                 answered.add_metric((name, f"{rung}"), model.ladder.served[rung])
             level.add_metric((name,), model.ladder.control.level)
+            if model.best.quality is not None:
+                promised.add_metric((name,), model.best.quality)
             if (expected := model.ladder.quality()) is not None:
                 quality.add_metric((name,), expected)
-        yield from (bundles, answered, level, quality)
+        yield from (bundles, answered, level, promised, quality)
         shadowed = CounterMetricFamily(
             "recfit_shadow_requests", "Requests that a shadow model was asked too", labels=("model", "outcome")
         )
