@@ -128,6 +128,7 @@ def _bundle_commands(add: Adder) -> None:
     text = "bundles that answer where the first cannot keep --budget-ms, the best first"
     serve.add_argument("--cheaper", nargs="+", metavar="BUNDLE", help=text)
     serve.add_argument("--budget-ms", type=float, help="the latency that a ladder of bundles keeps (default: 10)")
+    serve.add_argument("--shed-ms", type=float, help="who would wait longer is told to come back, 503 (default: 1000)")
     serve.add_argument("--host", help="default: that of the recfit.toml, else 127.0.0.1, this machine only")
     serve.add_argument("--port", type=int, help="default: that of the recfit.toml, else 8000; 0 takes any free port")
     serve.add_argument(

@@ -99,7 +99,8 @@ class Serve:
     The engine runs on the event loop or in so many `threads`. `events` is the file that keeps what users do while it runs
     (None: it is forgotten at the end). After SIGTERM it goes on for `drain_s` seconds, until load balancers have noticed.
     `results_mb` of answers are kept for those who ask the same again.
-    `cheaper` are bundles that answer where the first cannot keep `budget_ms`, the best first. `models` are more bundles by
+    `cheaper` are bundles that answer where the first cannot keep `budget_ms`, the best first; who would wait longer than
+    `shed_ms` is told to come back. `models` are more bundles by
     name, a path or a list of them as a ladder of their own, loaded when they are asked for first; above `memory_mb` of
     resident memory those that were used least recently leave (0: no bound). `admin_port`, on this machine alone, lets
     bundles be swapped. `keys` is the file of those who may ask (None: everybody may), `certificate` and `private_key` are
@@ -117,6 +118,7 @@ class Serve:
     models: Mapping[str, Any] = field(default_factory=dict)
     cheaper: tuple[str, ...] = ()
     budget_ms: float = 10.0
+    shed_ms: float = 1000.0
     memory_mb: float = 0.0
     admin_port: int | None = None
     keys: str | None = None
@@ -127,7 +129,7 @@ class Serve:
 
     def __post_init__(self) -> None:
         check_ranges("serve", self, port=(0, 65535), threads=(0, 1024), drain_s=(0, 3600), memory_mb=(0, 1e9))
-        check_ranges("serve", self, budget_ms=(0.1, 1e6), results_mb=(0, 1e6))
+        check_ranges("serve", self, budget_ms=(0.1, 1e6), shed_ms=(0.1, 1e9), results_mb=(0, 1e6))
         if (self.certificate is None) != (self.private_key is None):
             raise ConfigError("serve.certificate and serve.private_key go together; give both, or neither")
         if self.admin_port is not None:

@@ -25,12 +25,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from recfit.serve import openapi, v2
 from recfit.serve.admin import make_admin
+from recfit.serve.batcher import OverloadError
 from recfit.serve.errors import fail, no, refuse
 from recfit.serve.events import Events, SqliteEvents
 from recfit.serve.experiments import Experiments
 from recfit.serve.exposures import Exposures
 from recfit.serve.fleet import Fleet
-from recfit.serve.http import Post, read_body, request_id
+from recfit.serve.http import Post, overloaded, read_body, request_id
 from recfit.serve.metrics import CONTENT_TYPE, Metrics
 from recfit.serve.results import Results
 from recfit.serve.schema import Health, HttpError, ModelsResponse, ModelState, describe, encode
@@ -129,7 +130,10 @@ def v2_metadata(fleet: Fleet) -> Endpoint:
 def v2_infer(service: Service) -> Endpoint:
     async def endpoint(request: HttpRequest) -> Response:
         body = await read_body(request.receive)
-        found = await v2.infer(service, request.path_params["name"], body, request_id())
+        try:
+            found = await v2.infer(service, request.path_params["name"], body, request_id())
+        except OverloadError:
+            raise overloaded() from None
         return Response(found.body, media_type="application/json")
 
     return endpoint

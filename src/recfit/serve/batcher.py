@@ -56,15 +56,21 @@ class Waiting(NamedTuple):
     deadline: float
 
 
+class OverloadError(Exception):
+    """The queue is longer than anybody would wait for."""
+
+
 class LateError(Exception):
     """The deadline of a request passed while it was waiting."""
 
 
 class Batcher:
-    """The queue in front of one engine, which runs on the event loop (`threads` = 0) or in a pool."""
+    """The queue in front of one engine, which runs on the event loop (`threads` = 0) or in a pool. While the first in it has
+    waited longer than `shed_s`, nobody joins: who is let in is answered in about that time, and the queue is gone as soon as
+    the crowd is."""
 
-    def __init__(self, engine: Recommender, threads: int = 0) -> None:
-        self._engine = engine
+    def __init__(self, engine: Recommender, threads: int = 0, shed_s: float = math.inf) -> None:
+        self._engine, self._shed_s = engine, shed_s
         self._pool = ThreadPoolExecutor(threads, "recfit-engine") if threads else None
         self._free = max(1, threads)
         self._queue: deque[Waiting] = deque()
@@ -73,7 +79,9 @@ class Batcher:
 
     async def ask(self, request: Request, k: int, deadline: float = math.inf) -> Recommendation:
         """The engine's answer, or what it raised for this request; `LateError` where it can't begin before `deadline` on the
-        monotonic clock."""
+        monotonic clock, `OverloadError` where the queue is too long to join."""
+        if self.oldest_s() > self._shed_s:
+            raise OverloadError
         loop = asyncio.get_running_loop()
         waiting = Waiting(request, k, loop.create_future(), time.monotonic(), deadline)
         self._queue.append(waiting)

@@ -34,4 +34,5 @@ async def fail(_: HttpRequest, __: Exception) -> Response:
 
 
 def as_response(refused: HttpError, headers: Mapping[str, str] | None = None) -> Response:
-    return Response(refused.body, refused.status, headers, "application/json")
+    own = {name.decode(): value.decode() for name, value in refused.headers}
+    return Response(refused.body, refused.status, {**own, **(headers or {})}, "application/json")

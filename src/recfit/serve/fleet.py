@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -25,14 +26,14 @@ log = logging.getLogger("recfit.serve")
 
 DEFAULT = "default"
 QUALITY = "ndcg@10"
-BUDGET_S = 0.01
+BUDGET_S, SHED_S = 0.01, 1.0
 
 
 class Served:
     """One open bundle with its queue. Raises whatever its first recommendations raise: what can't answer is not served."""
 
-    def __init__(self, engine: Recommender, threads: int = 0) -> None:
-        self.engine, self.batcher = engine, Batcher(engine, threads)
+    def __init__(self, engine: Recommender, threads: int = 0, shed_s: float = math.inf) -> None:
+        self.engine, self.batcher = engine, Batcher(engine, threads, shed_s)
         self.bundle: str = engine.manifest["bundle_id"]
         promise = engine.manifest.get("promise") or {}
         self.quality: float | None = promise.get("metrics", {}).get(QUALITY)
@@ -63,7 +64,8 @@ def opened(path: Path) -> Recommender:
 class Fleet:
     """`paths` are the bundles that names stand for, the best first, loaded when they are asked for first; `most_mb` bounds the
     resident memory of the process, at which the model that was used least recently leaves (never the default one; 0: no
-    bound). Models of several bundles keep `budget_s` by answering from cheaper ones."""
+    bound). Models of several bundles keep `budget_s` by answering from cheaper ones; who would wait longer than `shed_s` is
+    sent away."""
 
     def __init__(
         self,
@@ -73,9 +75,11 @@ class Fleet:
         paths: Mapping[str, Sequence[Path]] | None = None,
         most_mb: float = 0.0,
         budget_s: float = BUDGET_S,
+        shed_s: float = SHED_S,
         open_engine: Callable[[Path], Recommender] = opened,
     ) -> None:
-        self._threads, self._open, self._most_mb, self._budget_s = threads, open_engine, most_mb, budget_s
+        self._threads, self._open, self._most_mb = threads, open_engine, most_mb
+        self._budget_s, self._shed_s = budget_s, shed_s
         self._paths = dict(paths or {})
         self._loaded = {DEFAULT: self._model(default)}
         self._previous: dict[str, Model] = {}
@@ -83,7 +87,7 @@ class Fleet:
         self._process = psutil.Process()
 
     def _model(self, engines: Sequence[Recommender]) -> Model:
-        return Model([Served(engine, self._threads) for engine in engines], self._budget_s)
+        return Model([Served(engine, self._threads, self._shed_s) for engine in engines], self._budget_s)
 
     @property
     def names(self) -> list[str]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from starlette.types import Receive, Scope, Send
 
-from recfit.serve.batcher import LateError
+from recfit.serve.batcher import LateError, OverloadError
 from recfit.serve.metrics import Metrics
 from recfit.serve.schema import MAX_BODY, HttpError
 
@@ -30,6 +30,7 @@ class Reply(NamedTuple):
 
     body: bytes
     source: str = "none"
+    headers: Sequence[tuple[bytes, bytes]] = ()
 
 
 Answer = Callable[[bytes | bytearray, str], Awaitable[Reply]]
@@ -56,8 +57,8 @@ class Post:
         source, status = "none", CLIENT_GONE
         self._metrics.in_flight.inc()
         try:
-            status, (body, source) = await self._reply(receive)
-            await respond(send, status, body, close=self._draining.is_set())
+            status, (body, source, headers) = await self._reply(receive)
+            await respond(send, status, body, self._draining.is_set(), headers)
         except ClientGoneError:
             pass
         finally:
@@ -69,14 +70,22 @@ class Post:
         try:
             return 200, await self._answer(await read_body(receive), number)
         except HttpError as refused:
-            return refused.status, Reply(refused.body)
+            return refused.status, Reply(refused.body, headers=refused.headers)
         except LateError:
             return 504, Reply(late().body)
+        except OverloadError:
+            full = overloaded()
+            return full.status, Reply(full.body, headers=full.headers)
         except ClientGoneError:
             raise
         except Exception:
             log.exception("request %s failed in the engine", number)
             return 500, Reply(engine_failed(number).body)
+
+
+def overloaded() -> HttpError:
+    message = "the server has more requests than it can answer; come back in a second"
+    return HttpError(503, "overloaded", message, headers=[(b"retry-after", b"1")])
 
 
 def late() -> HttpError:

@@ -54,8 +54,14 @@ def serve(
     """
     draining = Event()
     paths = {name: [*map(Path, settings.rungs(name))] for name in settings.models}
-    budget_s = settings.budget_ms / 1e3
-    fleet = Fleet(engines, threads=settings.threads, paths=paths, most_mb=settings.memory_mb, budget_s=budget_s)
+    fleet = Fleet(
+        engines,
+        threads=settings.threads,
+        paths=paths,
+        most_mb=settings.memory_mb,
+        budget_s=settings.budget_ms / 1e3,
+        shed_s=settings.shed_ms / 1e3,
+    )
     admin_port = listeners[1].getsockname()[1] if len(listeners) > 1 else None
     with ExitStack() as stack:
         events = stack.enter_context(closing(SqliteEvents(_path(settings.events))))

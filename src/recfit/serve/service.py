@@ -14,12 +14,12 @@ from time import perf_counter
 import msgspec
 
 from recfit.serve import schema
-from recfit.serve.batcher import LateError
+from recfit.serve.batcher import LateError, OverloadError
 from recfit.serve.events import Events
 from recfit.serve.experiments import Experiments
 from recfit.serve.exposures import Exposures
 from recfit.serve.fleet import DEFAULT, Fleet, Model, Served
-from recfit.serve.http import Reply, engine_failed, late
+from recfit.serve.http import Reply, engine_failed, late, overloaded
 from recfit.serve.results import Known, Results, key_of
 from recfit.serve.schema import HttpError, encode
 from recfit.serve.shadows import Shadows
@@ -58,6 +58,8 @@ class Service:
             return schema.SentOutcome(error=refused.problem)
         except LateError:
             return schema.SentOutcome(error=late().problem)
+        except OverloadError:
+            return schema.SentOutcome(error=overloaded().problem)
         except Exception:
             log.exception("request %s failed in the engine", number)
             return schema.SentOutcome(error=engine_failed(number).problem)
