@@ -15,6 +15,7 @@ test: $(VENV)/.dev
 	@$(BIN)/python tests/need.py chromium
 	@$(BIN)/python tests/need.py npm
 	@$(BIN)/python tests/need.py promtool prometheus
+	@$(BIN)/python tests/need.py redis-server
 	$(MAKE) --no-print-directory lint docs
 	OMP_NUM_THREADS=1 $(BIN)/pytest
 

@@ -142,6 +142,7 @@ def _bundle_commands(add: Adder) -> None:
     serve.add_argument("--results-mb", type=float, help="answers kept for those who ask the same again (default: 32)")
     serve.add_argument("--experiments", help="a TOML file of A/B tests and shadows, read again when it changes")
     serve.add_argument("--exposures", help="the log of what users in an experiment were shown and did")
+    serve.add_argument("--redis", help="servers that are given the same address share events and answers")
     serve.add_argument("--drain-s", type=float, help="seconds from SIGTERM to closing (default: 1)")
 
     text = "say what an A/B test shows, from the log that `recfit serve --exposures` wrote"

@@ -98,7 +98,8 @@ class Serve:
 
     The engine runs on the event loop or in so many `threads`. `events` is the file that keeps what users do while it runs
     (None: it is forgotten at the end). After SIGTERM it goes on for `drain_s` seconds, until load balancers have noticed.
-    `results_mb` of answers are kept for those who ask the same again.
+    `results_mb` of answers are kept for those who ask the same again. Servers that are given the same `redis` share events
+    (instead of the file) and answers.
     `cheaper` are bundles that answer where the first cannot keep `budget_ms`, the best first; who would wait longer than
     `shed_ms` is told to come back. `models` are more bundles by
     name, a path or a list of them as a ladder of their own, loaded when they are asked for first; above `memory_mb` of
@@ -115,6 +116,7 @@ class Serve:
     events: str | None = None
     drain_s: float = 1.0
     results_mb: float = 32.0
+    redis: str | None = None
     models: Mapping[str, Any] = field(default_factory=dict)
     cheaper: tuple[str, ...] = ()
     budget_ms: float = 10.0
@@ -132,6 +134,8 @@ class Serve:
         check_ranges("serve", self, budget_ms=(0.1, 1e6), shed_ms=(0.1, 1e9), results_mb=(0, 1e6))
         if (self.certificate is None) != (self.private_key is None):
             raise ConfigError("serve.certificate and serve.private_key go together; give both, or neither")
+        if self.redis is not None and self.events is not None:
+            raise ConfigError("serve.redis and serve.events both keep what users do; give one of them")
         if self.admin_port is not None:
             check_ranges("serve", self, admin_port=(0, 65535))
         if "default" in self.models:

@@ -19,9 +19,13 @@ KEEP = 200
 BUSY_S = 5.0
 
 
+class UnavailableError(Exception):
+    """The store does not take anything at the moment."""
+
+
 class Events(Protocol):
     async def add(self, events: Sequence[tuple[str, str]]) -> None:
-        """Record pairs of user and item, in this order."""
+        """Record pairs of user and item, in this order. Raises `UnavailableError`."""
         ...
 
     async def recent(self, user_id: str) -> tuple[str, ...]:

@@ -112,7 +112,8 @@ class _State(Collector):
             "recfit_results", "Requests, by what the result cache had for them", labels=("outcome",)
         )
         asked.add_metric(("hit",), found.hits)
-        asked.add_metric(("miss",), found.misses)
+        asked.add_metric(("miss",), found.misses - found.second_hits)
+        asked.add_metric(("second level",), found.second_hits)
         asked.add_metric(("shared",), found.shared)  # the same was being answered for somebody else
         yield asked
         yield GaugeMetricFamily("recfit_results_bytes", "Bytes of the result cache", found.bytes)

@@ -12,7 +12,7 @@ import random
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -31,18 +31,28 @@ class Known(NamedTuple):
     source: str
 
 
+class Level(Protocol):
+    """Answers elsewhere; where they can't be reached there are none."""
+
+    async def find(self, key: bytes) -> Known | None: ...
+
+    async def put(self, key: bytes, known: Known) -> None: ...
+
+
 class Results:
-    """Answers of the last `ttl_s` seconds, of at most `most_bytes`; the least recently asked for leave first.
+    """Answers of the last `ttl_s` seconds, of at most `most_bytes`; the least recently asked for leave first. What is not among
+    them may be on the `second` level, which other servers fill too.
 
     For the event loop's thread alone.
     """
 
-    def __init__(self, most_bytes: int = 32 * 2**20, ttl_s: float = 300.0) -> None:
-        self._most_bytes, self._ttl_s = most_bytes, ttl_s
+    def __init__(self, most_bytes: int = 32 * 2**20, ttl_s: float = 300.0, second: Level | None = None) -> None:
+        self._most_bytes, self._ttl_s, self._second = most_bytes, ttl_s, second
+        self._keeping: set[asyncio.Future[None]] = set()  # a task that nobody holds may vanish
         self._entries: OrderedDict[bytes, tuple[Known, float]] = OrderedDict()
         self._running: dict[bytes, asyncio.Future[Known]] = {}
         self.bytes = 0
-        self.hits = self.misses = self.shared = 0
+        self.hits = self.misses = self.shared = self.second_hits = 0
 
     async def get(self, key: bytes, make: Callable[[], Awaitable[Known]]) -> Known:
         """The answer under `key`; where there is none, what `make()` gives, once for all who ask while it runs."""
@@ -53,9 +63,21 @@ class Results:
             self.shared += 1
             return await asyncio.shield(running)
         self.misses += 1
-        running = self._running[key] = asyncio.ensure_future(make())
+        running = self._running[key] = asyncio.ensure_future(make() if self._second is None else self._below(key, make))
         running.add_done_callback(lambda done: self._made(key, done))
         return await asyncio.shield(running)  # who made it may leave, others may wait for it
+
+    async def _below(self, key: bytes, make: Callable[[], Awaitable[Known]]) -> Known:
+        """The answer on the second level, or a new one that is kept there too."""
+        assert self._second is not None
+        if (known := await self._second.find(key)) is not None:
+            self.second_hits += 1
+            return known
+        known = await make()
+        keeping = asyncio.ensure_future(self._second.put(key, known))
+        self._keeping.add(keeping)
+        keeping.add_done_callback(self._keeping.discard)
+        return known
 
     def find(self, key: bytes) -> Known | None:
         """The answer under `key`, if it is known."""

@@ -19,12 +19,13 @@ from starlette.types import ASGIApp
 from recfit.config import Serve
 from recfit.serve.app import make_app
 from recfit.serve.batcher import Recommender
-from recfit.serve.events import SqliteEvents
+from recfit.serve.events import Events, SqliteEvents
 from recfit.serve.experiments import Experiments
 from recfit.serve.exposures import Exposures
 from recfit.serve.fleet import Fleet, opened
 from recfit.serve.guard import Guard, read_keys
-from recfit.serve.results import Results
+from recfit.serve.results import Level, Results
+from recfit.serve.shared import Shared, SharedEvents, SharedResults
 from recfit.types import ConfigError
 
 KEEP_ALIVE_S = 75
@@ -64,7 +65,8 @@ def serve(
     )
     admin_port = listeners[1].getsockname()[1] if len(listeners) > 1 else None
     with ExitStack() as stack:
-        events = stack.enter_context(closing(SqliteEvents(_path(settings.events))))
+        events, second = _stores(settings)
+        stack.enter_context(closing(events))
         exposures = None
         if settings.exposures is not None:
             exposures = stack.enter_context(closing(Exposures(Path(settings.exposures))))
@@ -75,7 +77,7 @@ def serve(
             events=events,
             experiments=experiments,
             exposures=exposures,
-            results=Results(int(settings.results_mb * 2**20)),
+            results=Results(int(settings.results_mb * 2**20), second=second),
             admin_port=admin_port,
         )
         if settings.keys is not None:
@@ -85,6 +87,14 @@ def serve(
         told |= {"admin": url(listeners[1], scheme)} if admin_port else {}
         greeting = json.dumps(told) if json_greeting else _greeting(**told)
         Server(_config(app, settings), greeting, draining, settings.drain_s).run([*listeners])
+
+
+def _stores(settings: Serve) -> tuple[Events, Level | None]:
+    """Where events are kept, and the second level of answers."""
+    if settings.redis is None:
+        return SqliteEvents(_path(settings.events)), None
+    shared = Shared(settings.redis)
+    return SharedEvents(shared), SharedResults(shared) if settings.results_mb else None
 
 
 def _path(name: str | None) -> Path | None:

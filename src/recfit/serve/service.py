@@ -15,7 +15,7 @@ import msgspec
 
 from recfit.serve import schema
 from recfit.serve.batcher import LateError, OverloadError
-from recfit.serve.events import Events
+from recfit.serve.events import Events, UnavailableError
 from recfit.serve.experiments import Experiments
 from recfit.serve.exposures import Exposures
 from recfit.serve.fleet import DEFAULT, Fleet, Model, Served
@@ -137,7 +137,11 @@ class Service:
     async def record(self, body: bytes | bytearray, number: str) -> Reply:
         """Keep what users did. Items that the bundle does not know are kept too: the next bundle may."""
         events = schema.parse_events(body).events
-        await self._events.add([(event.user, event.item_id) for event in events])
+        try:
+            await self._events.add([(event.user, event.item_id) for event in events])
+        except UnavailableError:
+            message = "the store of events does not answer; nothing was kept for certain, send them again"
+            raise HttpError(503, "store_unavailable", message, headers=[(b"retry-after", b"1")]) from None
         served = (await self._fleet.get(None)).best
         unknown = sum(not served.engine.known_item(event.item_id) for event in events)
         return Reply(encode(schema.EventsResponse(len(events), unknown, number)))

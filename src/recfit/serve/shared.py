@@ -1,0 +1,114 @@
+"""What several servers share through Redis: live events, and a second level of answers that were given before.
+
+Redis may be slow, frozen or gone; requests are answered anyway. A command has `TIMEOUT_S`, and after one that failed nothing
+is asked for `PAUSE_S` (a circuit breaker). A command that was begun is never cancelled, since its reply would be taken for the
+next one's (redis-py issue 2624), and a value begins with its key, so that a reply to something else is noticed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from recfit.serve.events import KEEP, UnavailableError
+from recfit.serve.results import Known
+from recfit.types import ConfigError
+
+log = logging.getLogger("recfit.serve")
+
+TIMEOUT_S, PAUSE_S = 0.02, 1.0
+DAYS = 30
+"""How long events of a user are kept after the last one."""
+PREFIX = b"recfit:"
+
+
+class Shared:
+    """A client with a circuit breaker. `failures` counts commands that were not answered, `skipped` those not sent."""
+
+    def __init__(self, url: str) -> None:
+        try:
+            from redis.asyncio import Redis
+        except ImportError as error:
+            raise ConfigError("redis is not installed; pip install 'recfit[redis]'") from error
+        try:
+            self._client: Any = Redis.from_url(
+                url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S, retry=None
+            )
+        except ValueError as error:
+            message = f"serve.redis = {url!r} is no address: {error}; give one such as redis://127.0.0.1:6379/0"
+            raise ConfigError(message) from None
+        self._open_at = 0.0
+        self.failures = self.skipped = 0
+
+    async def call(self, *command: Any) -> Any:
+        """The reply. Raises `UnavailableError` where Redis does not answer, or did not a moment ago."""
+        if time.monotonic() < self._open_at:
+            self.skipped += 1
+            raise UnavailableError
+        running = asyncio.ensure_future(self._client.execute_command(*command))
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            running.add_done_callback(lambda done: done.cancelled() or done.exception())  # it ends by itself
+            raise
+        except Exception as error:
+            self.failures += 1
+            self._open_at = time.monotonic() + PAUSE_S
+            log.warning("redis does not answer (%s); going on without for %g s", error, PAUSE_S)
+            raise UnavailableError from error
+
+    async def aclose(self) -> None:
+        await self._client.aclose()
+
+
+class SharedEvents:
+    """`Events` in Redis: a list for each user. Without Redis users have their bundle's history, and events are refused."""
+
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+
+    async def add(self, events: Sequence[tuple[str, str]]) -> None:
+        by_user: dict[str, list[str]] = {}
+        for user, item in events:
+            by_user.setdefault(user, []).append(item)
+        for user, items in by_user.items():
+            key = PREFIX + b"events:" + user.encode()
+            await self._shared.call("RPUSH", key, *items)
+            await self._shared.call("LTRIM", key, -KEEP, -1)
+            await self._shared.call("EXPIRE", key, DAYS * 86_400)
+
+    async def recent(self, user_id: str) -> tuple[str, ...]:
+        try:
+            items = await self._shared.call("LRANGE", PREFIX + b"events:" + user_id.encode(), 0, -1)
+        except UnavailableError:
+            return ()
+        return tuple([item.decode() for item in items])
+
+    def close(self) -> None: ...
+
+
+class SharedResults:
+    """Answers under keys of 16 bytes, for `ttl_s`."""
+
+    def __init__(self, shared: Shared, ttl_s: float = 300.0) -> None:
+        self._shared, self._ttl_ms = shared, round(ttl_s * 1e3)
+
+    async def find(self, key: bytes) -> Known | None:
+        try:
+            value = await self._shared.call("GET", PREFIX + key)
+        except UnavailableError:
+            return None
+        if value is None or not value.startswith(key):
+            return None
+        source, _, items = value[len(key) :].partition(b"\n")
+        return Known(items, source.decode())
+
+    async def put(self, key: bytes, known: Known) -> None:
+        try:
+            value = key + known.source.encode() + b"\n" + known.items
+            await self._shared.call("SET", PREFIX + key, value, "PX", self._ttl_ms)
+        except UnavailableError:
+            return
