@@ -61,10 +61,25 @@ def test_beyond_all_rungs_it_stays_at_the_cheapest() -> None:
     assert settled([1000, 5000, 20_000], 100_000)[0].level == 2.0
 
 
+def test_danger_moves_a_whole_rung_and_waits_for_what_it_does() -> None:
+    control = Controller(3, BUDGET_S)
+    levels = []
+    for _ in range(8):
+        control.update(0.1, 0.0, BUDGET_S)
+        levels.append(control.level)
+    assert levels == [1, 1, 1, 2, 2, 2, 2, 2]
+
+
+def test_a_burst_that_passes_moves_nothing() -> None:
+    control = Controller(3, BUDGET_S)
+    for tick in range(500):
+        control.update(0.9 if tick % 10 == 0 else 0.3, BUDGET_S / 2 if tick % 10 == 0 else 0.0, 0.0)
+    assert control.level == 0.0
+
+
 def test_it_comes_back_when_the_load_goes() -> None:
     control = Controller(3, BUDGET_S)
-    control.update(0.1, 0.0, BUDGET_S)
-    assert control.level == 2.0  # at once: what waits now would be late
+    control.level = 2.0
     seconds = 0.0
     while control.level > 0:
         control.update(0.1, 0.0, 0.0)

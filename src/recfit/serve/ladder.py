@@ -8,6 +8,7 @@ rung that is expected to meet it.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Sequence
@@ -19,8 +20,14 @@ LOW, HIGH = 0.6, 0.8
 """Between these the traffic stays where it is: what was spent for one more request of the better rung comes back as load."""
 DOWN, UP = 0.5, 0.01
 """Rungs that a tick moves at most: down within a few ticks, up within seconds."""
-LATE = 0.25
-"""Share of the budget by which the event loop may be late before that counts as fully busy."""
+LATE = 0.5
+"""Share of the budget by which the event loop may be late, on average, before that counts as fully busy."""
+DANGER = 0.75
+"""Share of the budget that a tick, or the first in the queue, may be late before traffic goes down a whole rung at once."""
+SMOOTH = 0.2
+"""Weight of the last tick in the average load: bursts that pass by themselves move nothing."""
+PATIENCE = 3
+"""Ticks that a whole rung down gets to show what it does before the next one: the queue of the old rung has to empty."""
 FORGET = 0.01
 """Share of what was served before that a tick forgets: the expected quality is that of the last seconds."""
 
@@ -53,19 +60,22 @@ class Controller:
     rungs: int
     budget_s: float
     level: float = field(default=0.0, init=False)
+    load: float = field(default=0.0, init=False)
+    _rest: int = field(default=0, init=False)
 
     def update(self, busy: float, late_s: float, oldest_s: float) -> None:
         """One tick later: the share of the time in which the server was `busy`, how `late_s` the tick came, and the age of the
         `oldest_s` request in the queue."""
         cheapest = self.rungs - 1.0
-        if max(late_s, oldest_s) > self.budget_s / 2:  # what waits now would be too late with a better rung
-            self.level = cheapest
-            return
-        load = max(busy, late_s / (LATE * self.budget_s))
-        if load > HIGH:
-            self.level = min(cheapest, self.level + DOWN * min(1.0, (load - HIGH) / (1 - HIGH)))
-        elif load < LOW:
-            self.level = max(0.0, self.level - UP * (LOW - load) / LOW)
+        self._rest = max(0, self._rest - 1)
+        self.load += SMOOTH * (max(busy, late_s / (LATE * self.budget_s)) - self.load)
+        if max(late_s, oldest_s) > DANGER * self.budget_s:  # what comes now would be too late with the same rung
+            if not self._rest:
+                self.level, self._rest = min(cheapest, math.floor(self.level) + 1.0), PATIENCE
+        elif self.load > HIGH:
+            self.level = min(cheapest, self.level + DOWN * min(1.0, (self.load - HIGH) / (1 - HIGH)))
+        elif self.load < LOW:
+            self.level = max(0.0, self.level - UP * (LOW - self.load) / LOW)
 
 
 class Ladder:
