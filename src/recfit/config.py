@@ -6,14 +6,13 @@ import dataclasses
 import difflib
 import os
 import sys
-import tomllib
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recfit.options import check_choice, check_ranges, from_options
+from recfit.options import check_choice, check_ranges, from_options, read_toml
 from recfit.types import ConfigError
 
 # Below that, a p99 is the word of fewer than ten requests.
@@ -165,14 +164,7 @@ class Settings:
 def load(path: Path | str) -> Settings:
     """Read and check a recfit.toml. Paths in it are relative to its folder."""
     path = Path(path)
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"there is no {path}; `recfit init` writes one") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); convert it") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    content = read_toml(path, "; `recfit init` writes one")
     settings = anchored(parse(content), path.parent)
     if settings.model.factory:
         _importable(path.parent.resolve())

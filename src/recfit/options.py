@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import tomllib
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from recfit.types import ConfigError
@@ -34,6 +36,18 @@ def from_options(cls: type[T], options: Mapping[str, Any], where: str) -> T:
             raise ConfigError(f"{where} needs the setting {field.name!r}; add it")
     hints = get_type_hints(cls)
     return cls(**{key: _typed(value, hints[key], f"{where}.{key}") for key, value in options.items()})
+
+
+def read_toml(path: Path, missing: str) -> dict[str, Any]:
+    """The tables of a TOML file. Raises ConfigError, which says `missing` where there is no file."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"there is no file {path}{missing}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); convert it") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
 
 
 def check_ranges(where: str, config: object, **limits: tuple[float, float]) -> None:

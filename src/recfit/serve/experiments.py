@@ -19,12 +19,11 @@ import hashlib
 import logging
 import random
 import time
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from recfit.options import from_options
+from recfit.options import from_options, read_toml
 from recfit.types import ConfigError
 
 log = logging.getLogger("recfit.serve")
@@ -85,12 +84,7 @@ class Plan:
 
 def read_plan(path: Path) -> Plan:
     """The tables of a file. Raises `ConfigError`."""
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"there is no file {path} of experiments; check serve.experiments") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    content = read_toml(path, " of experiments; check serve.experiments")
     if unknown := content.keys() - {"experiment", "shadow"}:
         raise ConfigError(f"{path} has a table {min(unknown)!r}; allowed: experiment, shadow")
     experiments = [from_options(Experiment, table, f"{path}, experiment") for table in content.get("experiment", [])]

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from recfit.options import from_options
+from recfit.options import from_options, read_toml
 from recfit.serve.http import respond
 from recfit.serve.schema import HttpError
 from recfit.serve.status import PAGES
@@ -68,12 +67,7 @@ class Bucket:
 
 def read_keys(path: Path) -> list[Key]:
     """The `[[key]]` tables of a TOML file. Raises `ConfigError`."""
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"there is no file {path} of keys; check serve.keys") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    content = read_toml(path, " of keys; check serve.keys")
     keys = [from_options(Key, table, f"{path}, key") for table in content.get("key", [])]
     if not keys:
         raise ConfigError(f"{path} holds no [[key]]; without one nobody could ask")
