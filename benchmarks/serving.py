@@ -48,19 +48,8 @@ class Server:
 @contextmanager
 def serving(label: str, bundle: str, threads: int) -> Iterator[Server]:
     """`recfit serve` of `bundle` on a free port, stopped at the end."""
-    command = [
-        sys.executable,
-        "-m",
-        "recfit.cli",
-        "serve",
-        bundle,
-        "--port",
-        "0",
-        "--threads",
-        str(threads),
-        "--drain-s",
-        "0",
-    ]
+    command = [sys.executable, "-m", "recfit.cli", "serve", bundle, "--port", "0", "--threads", str(threads)]
+    command += ["--drain-s", "0", "--results-mb", "0"]  # every request is worked for
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
@@ -86,7 +75,7 @@ def imports(bundle: str) -> list[str]:
     """Top-level modules outside the standard library that a process serving `bundle` has loaded after an answer."""
     code = (
         "import sys; from recfit.engine import open_bundle; from recfit.serve.app import make_app; "
-        "make_app(open_bundle(sys.argv[1])); "
+        "from recfit.serve.fleet import Fleet; make_app(Fleet([open_bundle(sys.argv[1])])); "
         "print(*sorted({n.split('.')[0] for n in sys.modules} - set(sys.stdlib_module_names)))"
     )
     done = subprocess.run([sys.executable, "-c", code, bundle], capture_output=True, text=True, check=True)
