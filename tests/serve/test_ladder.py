@@ -68,6 +68,9 @@ def test_danger_moves_a_whole_rung_and_waits_for_what_it_does() -> None:
         control.update(0.1, 0.0, BUDGET_S)
         levels.append(control.level)
     assert levels == [1, 1, 1, 2, 2, 2, 2, 2]
+    flooded = Controller(3, BUDGET_S)
+    flooded.update(0.1, 3 * BUDGET_S, 0.0)
+    assert flooded.level == 2
 
 
 def test_a_burst_that_passes_moves_nothing() -> None:
@@ -84,7 +87,7 @@ def test_it_comes_back_when_the_load_goes() -> None:
     while control.level > 0:
         control.update(0.1, 0.0, 0.0)
         seconds += TICK_S
-    assert 1 < seconds < 10  # not at once: the next wave may come
+    assert 0.5 < seconds < 5  # not at once: the next wave may come
 
 
 @given(
@@ -161,7 +164,7 @@ def test_a_crowd_moves_an_app_down_its_ladder_and_it_comes_back(call) -> None:
                 crowd += await asyncio.gather(*(ask(wave * 30 + n) for n in range(30)))
                 await asyncio.sleep(0)
             assert ladder.control.level > 0
-            ladder.control.level = 0.0
+            ladder.control.level = ladder.control.load = 0.0
             await asyncio.sleep(3 * TICK_S)
             return crowd, [await ask(10_000)]
 

@@ -18,12 +18,14 @@ from typing import Protocol
 TICK_S = 0.02
 LOW, HIGH = 0.6, 0.8
 """Between these the traffic stays where it is: what was spent for one more request of the better rung comes back as load."""
-DOWN, UP = 0.5, 0.01
+DOWN, UP = 0.5, 0.03
 """Rungs that a tick moves at most: down within a few ticks, up within seconds."""
 LATE = 0.5
 """Share of the budget by which the event loop may be late, on average, before that counts as fully busy."""
 DANGER = 0.75
 """Share of the budget that a tick, or the first in the queue, may be late before traffic goes down a whole rung at once."""
+FLOOD = 2.0
+"""Budgets that they may be late before all traffic goes to the cheapest rung: what waits already can't be helped otherwise."""
 SMOOTH = 0.2
 """Weight of the last tick in the average load: bursts that pass by themselves move nothing."""
 PATIENCE = 3
@@ -69,7 +71,10 @@ class Controller:
         cheapest = self.rungs - 1.0
         self._rest = max(0, self._rest - 1)
         self.load += SMOOTH * (max(busy, late_s / (LATE * self.budget_s)) - self.load)
-        if max(late_s, oldest_s) > DANGER * self.budget_s:  # what comes now would be too late with the same rung
+        waited = max(late_s, oldest_s) / self.budget_s
+        if waited > FLOOD:
+            self.level = cheapest
+        elif waited > DANGER:  # what comes now would be too late with the same rung
             if not self._rest:
                 self.level, self._rest = min(cheapest, math.floor(self.level) + 1.0), PATIENCE
         elif self.load > HIGH:
