@@ -70,6 +70,7 @@ def test_the_manifest_tells_everything(path: Path) -> None:
             "tied": True,
             "table": {"format": "float32", "dim": 16},
             "options": {},
+            "alone": False,
         },
         "rank": None,
         "candidates": 0,

@@ -24,13 +24,14 @@ from recfit.types import Request, Unsupported
 
 Exported = Callable[[Pipeline], Path]
 SASREC = toys.original("sasrec")
-ERRORS = {"codebook": 0.2, "int4": 0.2, "int8": 0.1, "int8_static": 0.25, "power_of_two": 0.6}
-# Toys whose graph has nothing that a format stores, by family and its first option; int4 leaves looked-up rows alone.
+ERRORS = {"codebook": 0.2, "int4": 0.2, "int8": 0.1, "int8_block": 0.15, "int8_static": 0.25, "power_of_two": 0.6}
+BLOCKS = ("int4", "int8_block")
+# Toys whose graph has nothing that a format stores, by family and its first option; blocks leave looked-up rows alone.
 NOTHING_TO_STORE = {
     ("als", "embedding_dim"): ("codebook", "power_of_two"),
-    ("custom", "factory"): ("codebook", "int4", "power_of_two"),
-    ("itemknn", "neighbours"): ("codebook", "int4", "power_of_two"),
-    ("popularity", ""): ("codebook", "int4", "int8", "int8_static", "power_of_two"),
+    ("custom", "factory"): ("codebook", *BLOCKS, "power_of_two"),
+    ("itemknn", "neighbours"): ("codebook", *BLOCKS, "power_of_two"),
+    ("popularity", ""): ("codebook", *BLOCKS, "int8", "int8_static", "power_of_two"),
 }
 QUANTIZED = [name for name in names("graphs") if name != "float32"]
 
@@ -44,7 +45,7 @@ def context_of(pipeline: Pipeline, **changes: Any) -> Context:
 def test_every_family_ranks_nearly_alike(graph: str, kind: str, options: dict[str, object], exported: Exported) -> None:
     pipeline = Pipeline(Stage(toys.trained(kind, options)))
     quantized = Pipeline(replace(pipeline.main, graph=graph))
-    looked_up = graph == "int4" and ("neighbours" in options or options.get("hidden") == 0)
+    looked_up = graph in BLOCKS and ("neighbours" in options or options.get("hidden") == 0)
     if looked_up or graph in NOTHING_TO_STORE.get((kind, next(iter(options), "")), ()):
         with pytest.raises(Unsupported, match="no weights left to store in fewer bits"):
             exported(quantized)

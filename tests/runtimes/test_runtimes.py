@@ -97,9 +97,6 @@ def test_rescoring_agrees_with_the_scan(opened: tuple[Pipeline, Engine]) -> None
     batch = Batch(np.array([5, 10]), [np.array([3], np.int32), np.array([8, 1, 2], np.int32)], codes)
     candidates = np.array([[5, 0, 39, -1], [2, 1, -1, -1]])
     scorer = engine._retrieve
-    if pipeline.runtime.name in LISTS_ONLY:
-        assert not hasattr(scorer, "rescore"), "then the engine may ask for it"
-        return
     every = scorer.top(batch, len(toys.around().item_ids), [np.empty(0, np.int32)] * 2)
     scores = [values[np.argsort(rows)] for rows, values in every]
     wanted = np.take_along_axis(np.array(scores), np.maximum(candidates, 0), axis=1)
