@@ -101,6 +101,20 @@ def test_with_activations_the_outputs_are_nearer_at_equal_ranks() -> None:
     assert errors["weighted"] < 0.01 * errors["plain"]
 
 
+def test_a_moment_that_rounding_left_indefinite_is_decomposed() -> None:
+    """Inputs in few directions: the smallest eigenvalues of their moment, zero, come out below it."""
+    draws = torch.Generator().manual_seed(0)
+    weight = torch.randn(12, 32, generator=draws)
+    inputs = torch.randn(400, 3, generator=draws) @ torch.randn(3, 32, generator=draws)
+    moment = (inputs.T @ inputs).double() / 400
+    moment -= 1e-3 * moment.diagonal().mean() * torch.eye(32)
+    part = decomposed(weight, moment)
+    near = part.outer[:, :3] @ torch.diag(part.values[:3]) @ part.inner[:3]
+    wanted = weight.double() @ inputs.double().T
+    assert float((near @ inputs.double().T - wanted).norm()) < 0.01 * float(wanted.norm())
+    torch.testing.assert_close(part.outer @ torch.diag(part.values) @ part.inner, weight.double())
+
+
 def test_the_two_ways_of_a_transformer_agree() -> None:
     """Its last layer asks for the newest position only, by the factors themselves."""
     _, small = cut("sasrec", keep=0.4)

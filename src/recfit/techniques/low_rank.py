@@ -149,10 +149,12 @@ def decomposed(weight: Tensor, moment: Tensor | None) -> Parts:
     weight = weight.double()
     if moment is None:
         return Parts(*torch.linalg.svd(weight, full_matrices=False))
-    ridge = RIDGE * moment.diagonal().mean().clamp(min=1e-12)
-    root = torch.linalg.cholesky(moment + ridge * torch.eye(len(moment)))
-    outer, values, inner = torch.linalg.svd(weight @ root, full_matrices=False)
-    return Parts(outer, values, torch.linalg.solve_triangular(root, inner, upper=False, left=False))
+    ridge = RIDGE * float(moment.diagonal().mean().clamp(min=1e-12))
+    # Of eigenvalues, not Cholesky's: inputs in a subspace leave some at zero, by rounding just below it.
+    values, vectors = torch.linalg.eigh(moment.double())
+    scale = values.clamp(min=ridge).sqrt()
+    outer, values, inner = torch.linalg.svd(weight @ (vectors * scale), full_matrices=False)
+    return Parts(outer, values, (inner / scale) @ vectors.T)
 
 
 @torch.no_grad()
