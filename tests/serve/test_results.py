@@ -73,19 +73,22 @@ def test_a_failure_is_everybodys_and_is_not_kept() -> None:
     asyncio.run(run())
 
 
-def test_entries_end_with_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("way", ["get", "get_alone"])
+def test_entries_end_with_their_time(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
 
     async def run() -> None:
         results, make = Results(10_000, 10.0), Maker()
-        await results.get(b"a", make)
+        ask = getattr(results, way)
+        await ask(b"a", make)
         now[0] += 8.9
-        await results.get(b"a", make)
+        await ask(b"a", make)
         assert make.made == 1
         now[0] += 2.2
-        await results.get(b"a", make)
+        await ask(b"a", make)
         assert make.made == 2
+        assert (results.hits, results.misses) == (1, 2)
         assert results.bytes == ENTRY_BYTES + 2
 
     asyncio.run(run())

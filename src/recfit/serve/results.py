@@ -56,8 +56,7 @@ class Results:
 
     async def get(self, key: bytes, make: Callable[[], Awaitable[Known]]) -> Known:
         """The answer under `key`; where there is none, what `make()` gives, once for all who ask while it runs."""
-        if (known := self.find(key)) is not None:
-            self.hits += 1
+        if (known := self._hit(key)) is not None:
             return known
         if (running := self._running.get(key)) is not None:
             self.shared += 1
@@ -66,6 +65,20 @@ class Results:
         running = self._running[key] = asyncio.ensure_future(make() if self._second is None else self._below(key, make))
         running.add_done_callback(lambda done: self._made(key, done))
         return await asyncio.shield(running)  # who made it may leave, others may wait for it
+
+    async def get_alone(self, key: bytes, make: Callable[[], Awaitable[Known]]) -> Known:
+        """The answer under `key`, or what `make()` gives this caller alone; it is kept."""
+        if (known := self._hit(key)) is not None:
+            return known
+        self.misses += 1
+        known = await make()
+        self.put(key, known)
+        return known
+
+    def _hit(self, key: bytes) -> Known | None:
+        known = self.find(key)
+        self.hits += known is not None
+        return known
 
     async def _below(self, key: bytes, make: Callable[[], Awaitable[Known]]) -> Known:
         """The answer on the second level, or a new one that is kept there too."""

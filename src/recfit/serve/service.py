@@ -96,11 +96,10 @@ class Service:
             return _known(served, await served.batcher.ask(request, asked.k, deadline))
 
         key = key_of(served.bundle, request, asked.k)
-        if asked.deadline_ms is None:
-            known = await self._results.get(key, make)
-        else:  # others must not share its haste
-            known = self._results.find(key) or await make()
-            self._results.put(key, known)
+        get = (
+            self._results.get if asked.deadline_ms is None else self._results.get_alone
+        )  # others must not share its haste
+        known = await get(key, make)
         return _sent(served, known, number, degraded=rung > 0)
 
     async def feedback(self, body: bytes | bytearray, number: str) -> Reply:

@@ -1,0 +1,7 @@
+"""`python -m recfit.cli`."""
+
+import sys
+
+from recfit.cli import main
+
+sys.exit(main())
