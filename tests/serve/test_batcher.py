@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pytest
 from fake_engine import ITEMS, FakeEngine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recfit.serve import batcher as batchers
-from recfit.serve.batcher import Batcher
+from recfit.serve import ladder
+from recfit.serve.batcher import Answer, Batcher
 from recfit.types import Recommendation, Request
 
 
@@ -30,10 +31,18 @@ class Counting(FakeEngine):
         return super().recommend(requests, k)
 
 
+@dataclass(frozen=True)
+class Rung:
+    engine: FakeEngine
+    quality: float | None = None
+    cost_s: float = 1e-4
+
+
 def ask(engine: FakeEngine, asked: Sequence[tuple[Request, int]], threads: int = 0) -> list[Recommendation | Exception]:
     async def run() -> list[Recommendation | Exception]:
-        batcher = Batcher(engine, threads)
-        return await asyncio.gather(*(batcher.ask(*one) for one in asked), return_exceptions=True)  # type: ignore[return-value]
+        batcher = Batcher([Rung(engine)], threads)
+        found = await asyncio.gather(*(batcher.ask(*one) for one in asked), return_exceptions=True)
+        return [one.found if isinstance(one, Answer) else one for one in found]  # type: ignore[misc]
 
     return asyncio.run(run())
 
@@ -56,7 +65,7 @@ def test_together_is_as_alone(asked: list[tuple[Request, int]], threads: int) ->
 
 
 def test_what_waits_is_the_next_batch_and_no_more_than_the_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batchers, "MOST", 8)
+    monkeypatch.setattr(ladder, "MOST", 8)
     engine = Counting()
     ask(engine, [(Request("u1"), 5)] * 20)
     assert engine.calls == [8, 8, 4]
@@ -93,7 +102,7 @@ def test_requests_that_were_cancelled_are_not_run() -> None:
             return engine.recommend(requests, k)
 
     async def run() -> None:
-        batcher = Batcher(Seen(), 1)
+        batcher = Batcher([Rung(Seen())], 1)
         slow = asyncio.create_task(batcher.ask(Request("slow"), 3))
         await asyncio.to_thread(started.wait, 5)
         storm = [asyncio.create_task(batcher.ask(Request(f"gone {n}"), 3)) for n in range(50)]
@@ -104,8 +113,8 @@ def test_requests_that_were_cancelled_are_not_run() -> None:
             task.cancel()
         await asyncio.sleep(0)
         release.set()
-        assert (await slow).items
-        assert (await last).items
+        assert (await slow).found.items
+        assert (await last).found.items
         assert batcher.oldest_s() == 0
 
     asyncio.run(run())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import random
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -14,118 +14,146 @@ from fake_engine import FakeEngine
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recfit.serve import ladder as module
+from recfit.serve import results
 from recfit.serve.app import make_app
-from recfit.serve.fleet import Fleet
-from recfit.serve.ladder import HIGH, LOW, TICK_S, Controller, Ladder
+from recfit.serve.batcher import Batcher
+from recfit.serve.fleet import Fleet, Served
+from recfit.serve.ladder import HOLD_S, MOST, Ladder
 from recfit.types import Recommendation, Request
 
 PATH, BUDGET_S = "/v1/recommend", 0.02
 
 
-class Rung:
-    def __init__(self, quality: float | None, takes_s: float = 0.0) -> None:
-        self.quality, self.takes_s, self.bundle = quality, takes_s, f"{quality}"
-
-    def expected_s(self) -> float:
-        return self.takes_s
-
-    def oldest_s(self) -> float:
-        return 0.0
+COSTS = (1e-3, 2e-4, 1e-5)  # of the budget of 20 ms, 12 requests of the best rung are what may wait
 
 
-def settled(capacities: Sequence[float], rate: float, ticks: int = 3000) -> tuple[Controller, float]:
-    """Where a controller ends up where rung i takes 1 / capacities[i] of the time for a request, and the mean load then."""
-    control, loads = Controller(len(capacities), BUDGET_S), []
-    for _ in range(ticks):
-        low = int(control.level)
-        share = control.level - low
-        cost = (1 - share) / capacities[low] + (share / capacities[low + 1] if share else 0.0)
-        load = rate * cost
-        control.update(min(1.0, load), max(0.0, load - 1) * TICK_S, 0.0)
-        loads.append(load)
-    return control, sum(loads[-500:]) / 500
+def ladder_of(costs: Sequence[float] = COSTS, qualities: Sequence[float | None] = (0.2, 0.18, 0.0)) -> Ladder:
+    return Ladder(costs, qualities, BUDGET_S)
 
 
-def test_a_server_that_keeps_up_stays_at_the_top() -> None:
-    assert settled([1000, 5000, 20_000], 500)[0].level == 0.0
+def rushed(rate: float, seconds: float = 20.0) -> tuple[Ladder, float, float]:
+    """A ladder before which `rate` requests a second arrive, one after the other; the longest that one of them waited and the
+    share of the time in which the server worked."""
+    ladder, now, busy, longest, arrived = ladder_of(), 0.0, 0.0, 0.0, 0
+    line: list[float] = []
+    while now < seconds:
+        while arrived / rate <= now:
+            line.append(arrived / rate)
+            arrived += 1
+        if not line:
+            now = arrived / rate
+            continue
+        rung = ladder.choose(len(line), now)
+        count = min(len(line), ladder.most(rung))
+        took = count * COSTS[rung]
+        ladder.took(rung, count, took)
+        ladder.served[rung] += count
+        now, busy = now + took, busy + took
+        longest = max(longest, now - line[0])
+        del line[:count]
+    return ladder, longest, busy / now
 
 
-@pytest.mark.parametrize("rate", [900, 1500, 3000, 9000])
-def test_it_goes_down_as_far_as_it_must_and_no_further(rate: float) -> None:
-    control, load = settled([1000, 5000, 20_000], rate)
-    assert LOW * 0.9 <= load <= HIGH * 1.1
-    assert 0 < control.level < 2
+@pytest.mark.parametrize("rate", [100, 500, 950])
+def test_a_server_that_keeps_up_stays_at_the_top(rate: float) -> None:
+    assert rushed(rate)[0].served[1:] == [0, 0]
 
 
-def test_beyond_all_rungs_it_stays_at_the_cheapest() -> None:
-    assert settled([1000, 5000, 20_000], 100_000)[0].level == 2.0
+@pytest.mark.parametrize("rate", [1100, 2000, 4000, 6000, 20_000, 80_000])
+def test_a_rush_is_answered_in_time_with_no_more_than_it_takes(rate: float) -> None:
+    ladder, longest, busy = rushed(rate)
+    assert longest < BUDGET_S
+    assert busy > 0.97  # what was bought with quality was needed
+    assert ladder.served[2 if rate < 5000 else 0] < 0.01 * sum(ladder.served)  # two neighbours share the load
 
 
-def test_danger_moves_a_whole_rung_and_waits_for_what_it_does() -> None:
-    control = Controller(3, BUDGET_S)
-    levels = []
-    for _ in range(8):
-        control.update(0.1, 0.0, BUDGET_S)
-        levels.append(control.level)
-    assert levels == [1, 1, 1, 2, 2, 2, 2, 2]
-    flooded = Controller(3, BUDGET_S)
-    flooded.update(0.1, 3 * BUDGET_S, 0.0)
-    assert flooded.level == 2
+def test_it_goes_down_at_once_and_up_when_half_of_that_waits() -> None:
+    ladder = ladder_of()
+    waits = (12, 13, 12, 7, 6, 12, 13, 6)
+    assert [ladder.choose(waiting, 0.0) for waiting in waits] == [0, 1, 1, 1, 0, 0, 1, 0]
+    assert ladder.choose(10**6, 0.0) == 2
 
 
-def test_a_burst_that_passes_moves_nothing() -> None:
-    control = Controller(3, BUDGET_S)
-    for tick in range(500):
-        control.update(0.9 if tick % 10 == 0 else 0.3, BUDGET_S / 2 if tick % 10 == 0 else 0.0, 0.0)
-    assert control.level == 0.0
+def test_next_to_the_cheapest_rung_that_was_needed_only_its_neighbour_answers() -> None:
+    ladder = ladder_of()
+    assert ladder.choose(1000, 0.0) == 2
+    assert [ladder.choose(1, now) for now in (0.01, 0.1, HOLD_S)] == [1, 1, 1]
+    ladder.choose(1, HOLD_S + 0.02)
+    assert ladder.choose(1, HOLD_S + 0.03) == 0
 
 
-def test_it_comes_back_when_the_load_goes() -> None:
-    control = Controller(3, BUDGET_S)
-    control.level = 2.0
-    seconds = 0.0
-    while control.level > 0:
-        control.update(0.1, 0.0, 0.0)
-        seconds += TICK_S
-    assert 0.5 < seconds < 5  # not at once: the next wave may come
+def test_what_goes_in_and_out_is_part_of_the_cost() -> None:
+    ladder = ladder_of()
+    for _ in range(200):
+        ladder.around(10, 10 * 1e-3)
+    assert ladder.choose(7, 0.0) == 1
+    assert ladder.cost(0) == pytest.approx(2e-3, rel=0.01)
+
+
+def test_a_pause_does_not_count_and_a_slow_rung_is_tried_again() -> None:
+    ladder = ladder_of()
+    ladder.took(0, 1, 5.0)  # the process was stopped
+    assert ladder.costs[0] < 1.2e-3
+    for _ in range(500):
+        ladder.took(0, 1, 0.05)
+    assert ladder.choose(1, 0.0) == 1
+    batches = 0
+    while ladder.choose(1, 0.0) == 1:
+        ladder.took(1, 1, COSTS[1])
+        batches += 1
+    assert 100 < batches < 10_000
+
+
+def test_a_batch_is_over_before_long() -> None:
+    ladder = ladder_of((1e-3, 1e-5))
+    assert ladder_of((1.0, 1e-6), (None, None)).most(0) == 1
+    assert ladder.most(0) == 5  # a quarter of the budget
+    assert ladder.most(1) == MOST
+    assert Ladder([1.0], [None], BUDGET_S).most(0) == MOST  # nothing to choose from
 
 
 @given(
-    seen=st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1)), max_size=50), rungs=st.integers(1, 5)
+    seen=st.lists(st.tuples(st.integers(0, 999), st.floats(0, 1)), max_size=50),
+    costs=st.lists(st.floats(0, 1), min_size=1, max_size=5),
 )
-def test_the_level_is_always_one_that_there_is(seen: Sequence[tuple[float, float, float]], rungs: int) -> None:
-    control = Controller(rungs, BUDGET_S)
-    for busy, late, oldest in seen:
-        control.update(busy, late, oldest)
-        assert 0 <= control.level <= rungs - 1
+def test_the_rung_is_always_one_that_there_is(seen: Sequence[tuple[int, float]], costs: Sequence[float]) -> None:
+    ladder = Ladder(costs, [None] * len(costs), BUDGET_S)
+    for waiting, seconds in seen:
+        rung = ladder.choose(waiting, 0.0)
+        assert 0 <= rung < len(costs)
+        assert 1 <= ladder.most(rung) <= MOST
+        ladder.took(rung, 1, seconds)
 
 
-def test_requests_are_spread_between_two_rungs() -> None:
-    random.seed(0)
-    ladder = Ladder([Rung(0.2), Rung(0.1), Rung(0.0)], BUDGET_S)
-    ladder._watching = True
-    ladder.control.level = 1.25
-    for _ in range(4000):
-        ladder.choose()
-    assert ladder.served[0] == 0
-    assert 0.22 < ladder.served[2] / 4000 < 0.28
-    assert ladder.quality() == pytest.approx(0.1 * ladder.served[1] / 4000)
+def test_a_deadline_gets_the_best_rung_that_makes_it() -> None:
+    ladder = ladder_of((0.05, 0.01, 0.001))
+    assert [ladder.fitting(0, 1, left) for left in (1.0, 0.02, 0.005, 0.0001)] == [0, 1, 2, 2]
+    assert ladder.fitting(0, 10, 0.2) == 1
+    assert ladder.fitting(1, 1, 1.0) == 1
 
 
-def test_a_deadline_gets_the_best_rung_that_is_expected_to_make_it() -> None:
-    ladder = Ladder([Rung(0.2, 0.05), Rung(0.1, 0.01), Rung(0.0, 0.001)], BUDGET_S)
-    ladder._watching = True
-    assert [ladder.choose(left) for left in (1.0, 0.02, 0.005, 0.0001, None)] == [0, 1, 2, 2, 0]
+def test_quality_is_that_of_what_answered_lately(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    ladder = ladder_of()
+    assert (ladder.quality(), ladder.level()) == (0.2, 0.0)
+    for rung in (0, 1, 1, 2):
+        ladder.answered(rung)
+    assert ladder.quality() == pytest.approx((0.2 + 2 * 0.18) / 4)
+    assert ladder.level() == 1.0
+    now[0] += 10 * module.SECONDS
+    assert (ladder.quality(), ladder.level()) == (0.2, 0.0)
+    ladder.answered(1)
+    assert ladder.quality() == pytest.approx(0.18)
+    assert ladder.served == [1, 3, 1]
 
 
 def test_quality_is_unknown_where_one_that_answers_promises_none() -> None:
-    ladder = Ladder([Rung(0.2), Rung(None)], BUDGET_S)
-    ladder._watching = True
-    assert ladder.quality() == 0.2
-    ladder.choose()
-    assert ladder.quality() == 0.2
-    ladder.control.level = 1.0
-    ladder.choose()
+    ladder = ladder_of((1e-3, 1e-4), (0.2, None))
+    ladder.answered(0)
+    assert ladder.quality() == pytest.approx(0.2)
+    ladder.answered(1)
     assert ladder.quality() is None
 
 
@@ -147,9 +175,9 @@ class Slow(FakeEngine):
 
 def test_a_crowd_moves_an_app_down_its_ladder_and_it_comes_back(call) -> None:
     engines = [Slow("full", 4.0, 0.2), Slow("cheap", 0.0, 0.1)]
-    fleet = Fleet(engines, budget_s=BUDGET_S)
     for engine in engines:
         engine.ms = engine.pace
+    fleet = Fleet(engines, budget_s=BUDGET_S)
     app, ladder = make_app(fleet), fleet.loaded["default"].ladder
 
     async def run() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -159,25 +187,63 @@ def test_a_crowd_moves_an_app_down_its_ladder_and_it_comes_back(call) -> None:
                 found: dict[str, Any] = (await client.post(PATH, json={"user_id": f"{number}"})).json()
                 return found
 
-            crowd: list[dict[str, Any]] = []
+            first, crowd = await ask(9_999), list[dict[str, Any]]()
             for wave in range(12):
                 crowd += await asyncio.gather(*(ask(wave * 30 + n) for n in range(30)))
                 await asyncio.sleep(0)
-            assert ladder.control.level > 0
-            ladder.control.level = ladder.control.load = 0.0
-            await asyncio.sleep(3 * TICK_S)
-            return crowd, [await ask(10_000)]
+            return crowd, [first, await ask(10_000)]
 
     crowd, calm = asyncio.run(run())
-    assert crowd[0]["bundle"] == "full"
-    assert "degraded" not in crowd[0]
     cheap = [answer for answer in crowd if answer["bundle"] == "cheap"]
     assert len(cheap) > 100
     assert all(answer["degraded"] for answer in cheap)
-    assert calm[0]["bundle"] == "full"
+    assert [answer["bundle"] for answer in calm] == ["full", "full"]
+    assert not any("degraded" in answer for answer in calm)
     metrics = call(app, "GET", "/metrics").text
     assert f'recfit_rung_requests_total{{model="default",rung="1"}} {ladder.served[1]:.1f}' in metrics
     assert 'recfit_expected_quality{model="default"} 0.1' in metrics
+
+
+def test_a_cheap_answer_is_known_for_seconds_only(call, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(results.time, "monotonic", lambda: now[0])
+    engines = [Slow("full", 0.0, 0.2), Slow("cheap", 0.0, 0.1)]
+    fleet = Fleet(engines)
+    app, ladder = make_app(fleet), fleet.loaded["default"].ladder
+    ladder.costs[0], ladder._at_first = 1.0, (1.0, 0.0)  # nobody has the time
+
+    def ask() -> str:
+        bundle: str = call(app, "POST", PATH, json={"user_id": "u1"}).json()["bundle"]
+        return bundle
+
+    assert ask() == "cheap"
+    ladder.costs[0], ladder._at_first = 0.0, (0.0, 0.0)
+    assert ask() == "cheap"
+    assert ladder.served == [0, 2]
+    now[0] += 2 * results.DEGRADED_S
+    assert ask() == "full"
+
+
+def test_who_would_be_late_in_line_goes_ahead_to_a_rung_that_has_the_time() -> None:
+    engines = [Slow("full", 20.0, 0.2), Slow("cheap", 0.0, 0.1)]
+    for engine in engines:
+        engine.ms = engine.pace
+    batcher = Batcher([Served(engine) for engine in engines], budget_s=10.0)
+
+    async def run() -> list[tuple[int, float]]:
+        begin = time.monotonic()
+
+        async def ask(number: int, deadline: float) -> tuple[int, float]:
+            return (await batcher.ask(Request(f"{number}"), 3, deadline)).rung, time.monotonic() - begin
+
+        crowd = [ask(number, math.inf) for number in range(20)]
+        return await asyncio.gather(*crowd, ask(20, begin + 0.05), ask(21, begin + 60.0))
+
+    *crowd, urgent, patient = asyncio.run(run())
+    assert {rung for rung, _ in crowd} == {0}
+    assert urgent[0] == 1
+    assert urgent[1] < min(took for _, took in crowd) + 0.05
+    assert patient[0] == 0
 
 
 def test_deadlines_over_http(call) -> None:

@@ -177,8 +177,8 @@ def test_a_value_of_something_else_is_no_answer(redis: Redis) -> None:
     async def run() -> None:
         shared = Shared(redis.url)
         results = SharedResults(shared)
-        await results.put(b"a" * 16, Known(b"[1]", "model"))
-        assert await results.find(b"a" * 16) == Known(b"[1]", "model")
+        await results.put(b"a" * 16, Known(b"[1]", "model", "b"))
+        assert await results.find(b"a" * 16) == Known(b"[1]", "model", "b")
         await shared.call("SET", PREFIX + b"b" * 16, await shared.call("GET", PREFIX + b"a" * 16))
         assert await results.find(b"b" * 16) is None
         await shared.aclose()

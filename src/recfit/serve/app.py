@@ -166,8 +166,8 @@ def readiness(fleet: Fleet, draining: Event) -> Endpoint:
         model = await fleet.get(request.path_params.get("name") or request.query_params.get("model"))
         try:
             async with asyncio.timeout(READY_TIMEOUT_S):
-                for served in model.rungs:
-                    await served.batcher.ask(served.canary, 10)
+                for rung, served in enumerate(model.rungs):
+                    await model.batcher.ask(served.canary, 10, least=rung)
         except Exception:
             log.exception("the canary recommendation failed")
             message = "the canary recommendation failed; the server's log says why"

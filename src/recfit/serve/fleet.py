@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
+import timeit
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,8 +17,7 @@ from pathlib import Path
 import psutil
 
 from recfit.engine import open_bundle
-from recfit.serve.batcher import Batcher, Recommender
-from recfit.serve.ladder import Ladder
+from recfit.serve.batcher import BUDGET_S, Batcher, Recommender
 from recfit.serve.schema import HttpError
 from recfit.types import RecfitError, Request
 
@@ -26,28 +25,30 @@ log = logging.getLogger("recfit.serve")
 
 DEFAULT = "default"
 QUALITY = "ndcg@10"
-BUDGET_S, SHED_S = 0.01, 1.0
+SHED_S = 1.0
+TIMED = 5
+"""Answers to the canary at first; the fastest says what an answer costs."""
 
 
 class Served:
-    """One open bundle with its queue. Raises whatever its first recommendations raise: what can't answer is not served."""
+    """One open bundle. Raises whatever its first recommendations raise: what can't answer is not served."""
 
-    def __init__(self, engine: Recommender, threads: int = 0, shed_s: float = math.inf) -> None:
-        self.engine, self.batcher = engine, Batcher(engine, threads, shed_s)
+    def __init__(self, engine: Recommender) -> None:
+        self.engine = engine
         self.bundle: str = engine.manifest["bundle_id"]
         promise = engine.manifest.get("promise") or {}
         self.quality: float | None = promise.get("metrics", {}).get(QUALITY)
         # A request that needs the model: its history is the answer to an empty one.
         self.canary = Request(history=engine.recommend([Request(history=())], 5)[0].items)
-        engine.recommend([self.canary])
-        self.expected_s, self.oldest_s = self.batcher.expected_s, self.batcher.oldest_s
+        self.cost_s = min(timeit.repeat(lambda: engine.recommend([self.canary]), number=1, repeat=TIMED))
 
 
 class Model:
-    """What answers under a name: its bundles, the best first, and when it was used last."""
+    """What answers under a name: its bundles, the best first, the line in front of them, and when it was used last."""
 
-    def __init__(self, rungs: Sequence[Served], budget_s: float) -> None:
-        self.rungs, self.ladder, self.used = tuple(rungs), Ladder(rungs, budget_s), time.monotonic()
+    def __init__(self, rungs: Sequence[Served], threads: int, shed_s: float, budget_s: float) -> None:
+        self.rungs, self.batcher = tuple(rungs), Batcher(rungs, threads, shed_s, budget_s)
+        self.ladder, self.used = self.batcher.ladder, time.monotonic()
 
     @property
     def best(self) -> Served:
@@ -87,7 +88,7 @@ class Fleet:
         self._process = psutil.Process()
 
     def _model(self, engines: Sequence[Recommender]) -> Model:
-        return Model([Served(engine, self._threads, self._shed_s) for engine in engines], self._budget_s)
+        return Model([Served(engine) for engine in engines], self._threads, self._shed_s, self._budget_s)
 
     @property
     def names(self) -> list[str]:
@@ -100,7 +101,7 @@ class Fleet:
 
     def oldest_s(self) -> float:
         """For how long the request that waits longest has been waiting."""
-        return max(rung.oldest_s() for model in self._loaded.values() for rung in model.rungs)
+        return max(model.batcher.oldest_s() for model in self._loaded.values())
 
     async def get(self, name: str | None) -> Model:
         """What answers for `name` (None: the default one). Raises `HttpError` for a name that is not known."""

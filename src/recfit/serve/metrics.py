@@ -77,10 +77,12 @@ class _State(Collector):
         bundles = InfoMetricFamily("recfit_bundle", "The bundles that answer for a model", labels=("model", "rung"))
         answered = CounterMetricFamily(
             "recfit_rung_requests",
-            "Recommendations, by the bundle that was chosen (0 is the best)",
+            "Recommendations, by the bundle that made them (0 is the best)",
             labels=("model", "rung"),
         )
-        level = GaugeMetricFamily("recfit_ladder_level", "Where traffic is between the rungs", labels=("model",))
+        level = GaugeMetricFamily(
+            "recfit_ladder_level", "Mean rung of the answers of the last seconds (0 is the best)", labels=("model",)
+        )
         quality = GaugeMetricFamily(
             "recfit_expected_quality",
             f"{QUALITY} that is expected of the answers of the last seconds",
@@ -93,7 +95,7 @@ class _State(Collector):
                 about = {"name": manifest["name"], "id": served.bundle, "recipe": manifest["recipe"]["id"]}
                 bundles.add_metric((name, f"{rung}"), about)
                 answered.add_metric((name, f"{rung}"), model.ladder.served[rung])
-            level.add_metric((name,), model.ladder.control.level)
+            level.add_metric((name,), model.ladder.level())
             if model.best.quality is not None:
                 promised.add_metric((name,), model.best.quality)
             if (expected := model.ladder.quality()) is not None:

@@ -1,7 +1,8 @@
 """Answers that were given before. A key is all that an answer depends on, so that a hit is what the engine would say.
 
 The key of a request has the bundle's id and what the user did since, in it: a new bundle, or an event of the user, asks for
-another answer, and nothing has to be taken out. What is no longer asked for makes room.
+another answer, and nothing has to be taken out. What is no longer asked for makes room. A cheaper bundle's answer, given while
+there was no time for a better one, is known for some seconds only.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import msgspec
 
 from recfit.types import Request
 
+DEGRADED_S = 5.0
+"""For how long the answer of a cheaper rung is known: it helps in a rush, and must not outlive it."""
 ENTRY_BYTES = 400
 """What an entry takes beside its answer: key, place in the order, times."""
 JITTER = 0.1
@@ -25,10 +28,12 @@ JITTER = 0.1
 
 
 class Known(NamedTuple):
-    """The encoded items of an answer, and which part of the bundle it is from."""
+    """The encoded items of an answer, which bundle it is from and which part of it, and that bundle's rung."""
 
     items: bytes
     source: str
+    bundle: str
+    rung: int = 0
 
 
 class Level(Protocol):
@@ -50,21 +55,35 @@ class Results:
         self._most_bytes, self._ttl_s, self._second = most_bytes, ttl_s, second
         self._keeping: set[asyncio.Future[None]] = set()  # a task that nobody holds may vanish
         self._entries: OrderedDict[bytes, tuple[Known, float]] = OrderedDict()
-        self._running: dict[bytes, asyncio.Future[Known]] = {}
+        self._running: dict[bytes, asyncio.Future[Known | None]] = {}
         self.bytes = 0
         self.hits = self.misses = self.shared = self.second_hits = 0
 
     async def get(self, key: bytes, make: Callable[[], Awaitable[Known]]) -> Known:
         """The answer under `key`; where there is none, what `make()` gives, once for all who ask while it runs."""
-        if (known := self._hit(key)) is not None:
+        while (known := self._hit(key)) is None and (running := self._running.get(key)) is not None:
+            if (known := await asyncio.shield(running)) is not None:
+                self.shared += 1
+                return known
+        if known is not None:
             return known
-        if (running := self._running.get(key)) is not None:
-            self.shared += 1
-            return await asyncio.shield(running)
         self.misses += 1
-        running = self._running[key] = asyncio.ensure_future(make() if self._second is None else self._below(key, make))
-        running.add_done_callback(lambda done: self._made(key, done))
-        return await asyncio.shield(running)  # who made it may leave, others may wait for it
+        # Awaited by the caller itself and not as a task: every handing over is a turn of the loop, in which the engine runs.
+        running = self._running[key] = asyncio.get_running_loop().create_future()
+        try:
+            known = await (make() if self._second is None else self._below(key, make))
+        except asyncio.CancelledError:
+            running.set_result(None)  # who made it left; one of those who wait makes it anew
+            raise
+        except Exception as error:
+            running.set_exception(error)
+            running.exception()  # nobody may be waiting for it
+            raise
+        finally:
+            del self._running[key]
+        self.put(key, known)
+        running.set_result(known)
+        return known
 
     async def get_alone(self, key: bytes, make: Callable[[], Awaitable[Known]]) -> Known:
         """The answer under `key`, or what `make()` gives this caller alone; it is kept."""
@@ -87,6 +106,8 @@ class Results:
             self.second_hits += 1
             return known
         known = await make()
+        if known.rung:
+            return known  # others may have the time for a better one
         keeping = asyncio.ensure_future(self._second.put(key, known))
         self._keeping.add(keeping)
         keeping.add_done_callback(self._keeping.discard)
@@ -103,18 +124,14 @@ class Results:
         self._entries.move_to_end(key)
         return entry[0]
 
-    def _made(self, key: bytes, done: asyncio.Future[Known]) -> None:
-        del self._running[key]
-        if not done.cancelled() and done.exception() is None:
-            self.put(key, done.result())
-
     def put(self, key: bytes, known: Known) -> None:
         """Keep an answer, in the place of one that was there."""
         if key in self._entries:
             self._drop(key)
         if _size(known) > self._most_bytes:
             return
-        ends = time.monotonic() + self._ttl_s * random.uniform(1 - JITTER, 1 + JITTER)
+        most_s = min(self._ttl_s, DEGRADED_S) if known.rung else self._ttl_s
+        ends = time.monotonic() + most_s * random.uniform(1 - JITTER, 1 + JITTER)
         self._entries[key] = known, ends
         self.bytes += _size(known)
         while self.bytes > self._most_bytes:

@@ -74,7 +74,7 @@ class Service:
         if (shadow := self._experiments.shadow(wanted)) is not None:
             self._shadows.send(shadow, request, asked.k)
         if asked.explain:
-            return await _explained(model.best, request, asked.k, number)
+            return await _explained(model, request, asked.k, number)
         sent = await self._answered(model, request, asked, begin, number)
         if experiment is None or request.user_id is None:
             return sent
@@ -85,22 +85,17 @@ class Service:
     async def _answered(
         self, model: Model, request: Request, asked: schema.RecommendRequest, begin: float, number: str
     ) -> schema.Sent:
-        if asked.deadline_ms is None:
-            rung, deadline = model.ladder.choose(), math.inf
-        else:
-            deadline = begin + asked.deadline_ms / 1e3
-            rung = model.ladder.choose(deadline - time.monotonic())
-        served = model.rungs[rung]
+        deadline = math.inf if asked.deadline_ms is None else begin + asked.deadline_ms / 1e3
 
         async def make() -> Known:
-            return _known(served, await served.batcher.ask(request, asked.k, deadline))
+            rung, found = await model.batcher.ask(request, asked.k, deadline)
+            return _known(model.rungs[rung], found, rung)
 
-        key = key_of(served.bundle, request, asked.k)
-        get = (
-            self._results.get if asked.deadline_ms is None else self._results.get_alone
-        )  # others must not share its haste
-        known = await get(key, make)
-        return _sent(served, known, number, degraded=rung > 0)
+        key = key_of(model.best.bundle, request, asked.k)
+        # With a deadline of its own it is made alone: others must not share its haste.
+        known = await (self._results.get if deadline == math.inf else self._results.get_alone)(key, make)
+        model.ladder.answered(known.rung)
+        return _sent(known, number)
 
     async def feedback(self, body: bytes | bytearray, number: str) -> Reply:
         """Keep what somebody did with an answer."""
@@ -112,26 +107,30 @@ class Service:
         return Reply(encode(schema.FeedbackResponse(True)))
 
     async def found(self, model: str, requests: Sequence[Request], k: int) -> tuple[str, list[Recommendation]]:
-        """The id of the bundle of `model`, and its answers."""
-        served = (await self._fleet.get(model)).best
+        """The answers of `model`, and the id of the bundle that gave them: of the cheapest one, where there were several."""
+        answering = await self._fleet.get(model)
         asked = [await self._complete(request) for request in requests]
-        return served.bundle, await asyncio.gather(*(served.batcher.ask(request, k) for request in asked))
+        answers = await asyncio.gather(*(answering.batcher.ask(request, k) for request in asked))
+        for answer in answers:
+            answering.ladder.answered(answer.rung)
+        return answering.rungs[max(answer.rung for answer in answers)].bundle, [answer.found for answer in answers]
 
     async def score(self, body: bytes | bytearray, number: str) -> Reply:
         asked = schema.parse_score(body)
-        served = (await self._fleet.get(asked.model)).best
+        model = await self._fleet.get(asked.model)
         request = await self._complete(asked.request())
-        found = await served.batcher.run(served.engine.score, request, asked.items)
+        found = await model.batcher.run(model.best.engine.score, request, asked.items)
         scores = [None if score != score else score for score in found.tolist()]  # JSON has no NaN
-        return Reply(encode(schema.ScoreResponse(scores, served.bundle, number)), "model")
+        return Reply(encode(schema.ScoreResponse(scores, model.best.bundle, number)), "model")
 
-    async def similar(self, item_id: str, k: int, model: str | None, number: str) -> Reply:
-        served = (await self._fleet.get(model)).best
-        if not served.engine.known_item(item_id):
+    async def similar(self, item_id: str, k: int, name: str | None, number: str) -> Reply:
+        model = await self._fleet.get(name)
+        engine = model.best.engine
+        if not engine.known_item(item_id):
             message = f"the bundle does not know item {item_id[:100]!r}; /v1/bundle says which bundle it is"
             raise HttpError(404, "unknown_item", message, "item_id")
-        known = _known(served, await served.batcher.run(served.engine.similar, item_id, k))
-        return Reply(encode(_sent(served, known, number)), known.source)
+        known = _known(model.best, await model.batcher.run(engine.similar, item_id, k))
+        return Reply(encode(_sent(known, number)), known.source)
 
     async def record(self, body: bytes | bytearray, number: str) -> Reply:
         """Keep what users did. Items that the bundle does not know are kept too: the next bundle may."""
@@ -153,21 +152,20 @@ class Service:
         return replace(request, recent=recent) if recent else request
 
 
-async def _explained(served: Served, request: Request, k: int, number: str) -> schema.Sent:
-    """Alone, so that what it takes is its own."""
+async def _explained(model: Model, request: Request, k: int, number: str) -> schema.Sent:
+    """Alone and by the best bundle, so that what it takes is its own."""
     begin, spent = perf_counter(), dict[str, float]()
-    found = (await served.batcher.run(partial(served.engine.recommend, [request], k, spent=spent)))[0]
+    found = (await model.batcher.run(partial(model.best.engine.recommend, [request], k, spent=spent)))[0]
     spent["total"] = (perf_counter() - begin) * 1e3
-    return _sent(served, _known(served, found), number, spent)
+    return _sent(_known(model.best, found), number, spent)
 
 
-def _known(served: Served, found: Recommendation) -> Known:
+def _known(served: Served, found: Recommendation, rung: int = 0) -> Known:
     title = served.engine.title
     rows = zip(found.items, found.scores, strict=True)
-    return Known(encode([schema.ScoredItem(item, score, title(item)) for item, score in rows]), found.source)
+    items = encode([schema.ScoredItem(item, score, title(item)) for item, score in rows])
+    return Known(items, found.source, served.bundle, rung)
 
 
-def _sent(
-    served: Served, known: Known, number: str, timings: dict[str, float] | None = None, degraded: bool = False
-) -> schema.Sent:
-    return schema.Sent(msgspec.Raw(known.items), served.bundle, known.source, number, timings, degraded)
+def _sent(known: Known, number: str, timings: dict[str, float] | None = None) -> schema.Sent:
+    return schema.Sent(msgspec.Raw(known.items), known.bundle, known.source, number, timings, degraded=known.rung > 0)

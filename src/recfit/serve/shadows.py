@@ -52,5 +52,5 @@ class Shadows:
         """The queue in front of the bundle that answers for `name` now."""
         known = self._queues.get(name)
         if known is None or known[0] is not served:
-            known = self._queues[name] = served, Batcher(served.engine, threads=1)
+            known = self._queues[name] = served, Batcher([served], threads=1)
         return known[1]

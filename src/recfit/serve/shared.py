@@ -40,6 +40,7 @@ class Shared:
         except ValueError as error:
             message = f"serve.redis = {url!r} is no address: {error}; give one such as redis://127.0.0.1:6379/0"
             raise ConfigError(message) from None
+        self._running: set[asyncio.Future[Any]] = set()
         self._open_at = 0.0
         self.failures = self.skipped = 0
 
@@ -49,6 +50,8 @@ class Shared:
             self.skipped += 1
             raise UnavailableError
         running = asyncio.ensure_future(self._client.execute_command(*command))
+        self._running.add(running)
+        running.add_done_callback(self._running.discard)
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
@@ -61,6 +64,9 @@ class Shared:
             raise UnavailableError from error
 
     async def aclose(self) -> None:
+        """Once what was begun is over."""
+        await asyncio.sleep(0)  # an answer that was just given has begun to be kept
+        await asyncio.gather(*self._running, return_exceptions=True)
         await self._client.aclose()
 
 
@@ -103,12 +109,12 @@ class SharedResults:
             return None
         if value is None or not value.startswith(key):
             return None
-        source, _, items = value[len(key) :].partition(b"\n")
-        return Known(items, source.decode())
+        bundle, source, items = value[len(key) :].split(b"\n", 2)
+        return Known(items, source.decode(), bundle.decode())
 
     async def put(self, key: bytes, known: Known) -> None:
         try:
-            value = key + known.source.encode() + b"\n" + known.items
+            value = key + b"\n".join((known.bundle.encode(), known.source.encode(), known.items))
             await self._shared.call("SET", PREFIX + key, value, "PX", self._ttl_ms)
         except UnavailableError:
             return

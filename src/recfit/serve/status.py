@@ -33,7 +33,7 @@ class RungState(msgspec.Struct, frozen=True):
 
 
 class ModelStatus(msgspec.Struct, frozen=True):
-    """`level` is where traffic is between the rungs, `expected_quality` what the answers of the last seconds are worth."""
+    """`level` is the mean rung of the answers of the last seconds, `expected_quality` what they are worth."""
 
     name: str
     rungs: list[RungState]
@@ -95,7 +95,7 @@ def _model(name: str, model: Model | None) -> ModelStatus:
         rungs.append(
             RungState(served.bundle, served.engine.manifest["name"], served.quality, promise.get("p99_ms"), answered)
         )
-    return ModelStatus(name, rungs, model.ladder.control.level, model.ladder.quality())
+    return ModelStatus(name, rungs, model.ladder.level(), model.ladder.quality())
 
 
 def page(path: str) -> tuple[bytes, str]:
