@@ -95,22 +95,24 @@ class Serve:
     """How `recfit serve recfit.toml` answers: where it listens (port 0: any free one), and whether `histories` come from the
     "bundle" or with each "request".
 
-    The engine runs on the event loop or in so many `threads`. `events` is the file that keeps what users do while it runs
-    (None: it is forgotten at the end). After SIGTERM it goes on for `drain_s` seconds, until load balancers have noticed.
-    `results_mb` of answers are kept for those who ask the same again. Servers that are given the same `redis` share events
-    (instead of the file) and answers.
+    So many `workers`, processes with a server each, answer at the port; what users do must then be kept where all of them
+    find it. The engine runs on the event loop or in so many `threads` of each. `events` is the file that keeps what users do
+    while it runs (None: it is forgotten at the end). After SIGTERM it goes on for `drain_s` seconds, until load balancers
+    have noticed. `results_mb` of answers are kept for those who ask the same again. Servers that are given the same `redis`
+    share events (instead of the file) and answers.
     `cheaper` are bundles that answer where the first cannot keep `budget_ms`, the best first; who would wait longer than
     `shed_ms` is told to come back. `models` are more bundles by
     name, a path or a list of them as a ladder of their own, loaded when they are asked for first; above `memory_mb` of
     resident memory those that were used least recently leave (0: no bound). `admin_port`, on this machine alone, lets
-    bundles be swapped. `keys` is the file of those who may ask (None: everybody may), `certificate` and `private_key` are
-    the PEM files for TLS. `experiments` is a file that says which users get which model, `exposures` the log of what they
-    were shown.
+    bundles be swapped; every further worker has the next one. `keys` is the file of those who may ask (None: everybody may),
+    `certificate` and `private_key` are the PEM files for TLS. `experiments` is a file that says which users get which model,
+    `exposures` the log of what they were shown.
     """
 
     host: str = "127.0.0.1"
     port: int = 8000
     histories: str = "bundle"
+    workers: int = 1
     threads: int = 0
     events: str | None = None
     drain_s: float = 1.0
@@ -129,12 +131,17 @@ class Serve:
     exposures: str | None = None
 
     def __post_init__(self) -> None:
-        check_ranges("serve", self, port=(0, 65535), threads=(0, 1024), drain_s=(0, 3600), memory_mb=(0, 1e9))
+        check_ranges("serve", self, port=(0, 65535), workers=(1, 1024), threads=(0, 1024))
+        check_ranges("serve", self, drain_s=(0, 3600), memory_mb=(0, 1e9))
         check_ranges("serve", self, budget_ms=(0.1, 1e6), shed_ms=(0.1, 1e9), results_mb=(0, 1e6))
         if (self.certificate is None) != (self.private_key is None):
             raise ConfigError("serve.certificate and serve.private_key go together; give both, or neither")
         if self.redis is not None and self.events is not None:
             raise ConfigError("serve.redis and serve.events both keep what users do; give one of them")
+        if self.workers > 1 and self.redis is None and self.events is None:
+            raise ConfigError(
+                f"serve.workers = {self.workers} must share what users do; name a file in serve.events, or a serve.redis"
+            )
         if self.admin_port is not None:
             check_ranges("serve", self, admin_port=(0, 65535))
         if "default" in self.models:

@@ -20,6 +20,7 @@ def add_commands(commands: Commands) -> None:
     serve.add_argument("--shed-ms", type=float, help="who would wait longer is told to come back, 503 (default: 1000)")
     serve.add_argument("--host", help="default: that of the recfit.toml, else 127.0.0.1, this machine only")
     serve.add_argument("--port", type=int, help="default: that of the recfit.toml, else 8000; 0 takes any free port")
+    serve.add_argument("--workers", type=int, help="processes at the port, with --events or --redis (default: 1)")
     serve.add_argument(
         "--threads", type=int, help="threads of the engine (default: 0, the event loop, for fast models)"
     )

@@ -7,8 +7,9 @@ import signal
 import socket
 import ssl
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from threading import Event
 from types import FrameType
@@ -17,6 +18,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from recfit.config import Serve
+from recfit.serve import workers
 from recfit.serve.app import make_app
 from recfit.serve.batcher import Recommender
 from recfit.serve.events import Events, SqliteEvents
@@ -26,6 +28,7 @@ from recfit.serve.fleet import Fleet, opened
 from recfit.serve.guard import Guard, read_keys
 from recfit.serve.results import Level, Results
 from recfit.serve.shared import Shared, SharedEvents, SharedResults
+from recfit.serve.workers import Told
 from recfit.types import ConfigError
 
 KEEP_ALIVE_S = 75
@@ -36,16 +39,40 @@ GRACE_S = 30
 
 def run(bundle: str | Path, settings: Serve, *, json_greeting: bool = False) -> None:
     """Serve the bundle in this directory; returns after SIGTERM or SIGINT. Raises `BundleError` and `ConfigError`."""
+    work = partial(_work, Path(bundle), settings)
     with ExitStack() as stack:
-        listeners = [stack.enter_context(bind(settings.host, settings.port))]
-        if settings.admin_port is not None:
-            listeners.append(stack.enter_context(bind("127.0.0.1", settings.admin_port)))
-        engines = [opened(Path(path)) for path in (bundle, *settings.cheaper)]
-        serve(engines, listeners, settings, json_greeting=json_greeting)
+        public, places = stack.enter_context(bind(settings.host, settings.port)), list[list[socket.socket]]()
+        for at in range(settings.workers):
+            places.append([public])
+            if settings.admin_port is not None:
+                port = settings.admin_port + at if settings.admin_port else 0
+                places[at].append(stack.enter_context(bind("127.0.0.1", port)))
+        say = partial(_say, json_greeting=json_greeting)
+        if settings.workers > 1:
+            workers.run(work, places, say)
+        else:
+            work(places[0], lambda told: say([told]))
+
+
+def _work(bundle: Path, settings: Serve, listeners: Sequence[socket.socket], tell: Callable[[Told], None]) -> None:
+    serve([opened(path) for path in (bundle, *map(Path, settings.cheaper))], listeners, settings, tell)
+
+
+def _say(told: Sequence[Told], json_greeting: bool = False) -> None:
+    """What a server says of itself, as one line: each of its workers has a port for operators."""
+    one, operators = told[0], [one["admin"] for one in told if "admin" in one]
+    if json_greeting:
+        print(json.dumps({**one, **({"admin": operators} if len(told) > 1 and operators else {})}), flush=True)
+        return
+    ports = f", operators at {', '.join(operators)}" if operators else ""
+    print(f"serving {one['serving']} at {one['url']}{ports}", flush=True)
 
 
 def serve(
-    engines: Sequence[Recommender], listeners: Sequence[socket.socket], settings: Serve, *, json_greeting: bool = False
+    engines: Sequence[Recommender],
+    listeners: Sequence[socket.socket],
+    settings: Serve,
+    tell: Callable[[Told], None] = lambda told: _say([told]),
 ) -> None:
     """Answer from open, warm engines, the best first, at a bound socket; a second one is for operators.
 
@@ -85,8 +112,7 @@ def serve(
         scheme = "https" if settings.certificate else "http"
         told = {"serving": engines[0].manifest["name"], "url": url(listeners[0], scheme)}
         told |= {"admin": url(listeners[1], scheme)} if admin_port else {}
-        greeting = json.dumps(told) if json_greeting else _greeting(**told)
-        Server(_config(app, settings), greeting, draining, settings.drain_s).run([*listeners])
+        Server(_config(app, settings), partial(tell, told), draining, settings.drain_s).run([*listeners])
 
 
 def _stores(settings: Serve) -> tuple[Events, Level | None]:
@@ -99,10 +125,6 @@ def _stores(settings: Serve) -> tuple[Events, Level | None]:
 
 def _path(name: str | None) -> Path | None:
     return None if name is None else Path(name)
-
-
-def _greeting(serving: str, url: str, admin: str = "") -> str:
-    return f"serving {serving} at {url}" + (f", operators at {admin}" if admin else "")
 
 
 def _config(app: ASGIApp, settings: Serve) -> uvicorn.Config:
@@ -152,14 +174,14 @@ def bind(host: str, port: int) -> socket.socket:
 class Server(uvicorn.Server):
     """uvicorn's server, which on SIGTERM would close idle keep-alive connections at once; this one drains first."""
 
-    def __init__(self, config: uvicorn.Config, greeting: str, draining: Event, drain_s: float) -> None:
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None], draining: Event, drain_s: float) -> None:
         super().__init__(config)
-        self.greeting, self.draining, self.drain_s = greeting, draining, drain_s
+        self.ready, self.draining, self.drain_s = ready, draining, drain_s
         self.exit_at = float("inf")
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        print(self.greeting, flush=True)
+        self.ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         now = time.monotonic()

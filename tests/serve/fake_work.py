@@ -1,0 +1,35 @@
+"""What the workers of `test_workers.py` do; in a module of its own, since they import it."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+
+from fake_engine import FakeEngine
+
+from recfit.config import Serve
+from recfit.serve import workers
+from recfit.serve.run import bind, serve
+from recfit.serve.workers import Told
+from recfit.types import BundleError
+
+
+def work(events: str, listeners: Sequence[socket.socket], tell: Callable[[Told], None]) -> None:
+    if events == "damaged":
+        raise BundleError("the bundle is damaged")
+    serve([FakeEngine()], listeners, Serve(events=events, drain_s=0.2), tell)
+
+
+def main() -> None:
+    with ExitStack() as stack:
+        public = stack.enter_context(bind("127.0.0.1", 0))
+        places = [[public, stack.enter_context(bind("127.0.0.1", 0))] for _ in range(2)]
+        workers.run(partial(work, sys.argv[1]), places, lambda told: print(*[one["admin"] for one in told], flush=True))
+    print("returned", flush=True)
+
+
+if __name__ == "__main__":
+    main()
