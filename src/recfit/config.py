@@ -96,8 +96,9 @@ class Serve:
     "bundle" or with each "request".
 
     So many `workers`, processes with a server each, answer at the port; what users do must then be kept where all of them
-    find it. The engine runs on the event loop or in so many `threads` of each. `events` is the file that keeps what users do
-    while it runs (None: it is forgotten at the end). After SIGTERM it goes on for `drain_s` seconds, until load balancers
+    find it. With `engine` "ray" they are replicas on Ray Serve, on one machine or many, up to `most_workers` as the load asks
+    for (0: no more). Models run on the event loop or in so many `threads` of each. `events` is the file that keeps what users
+    do while it runs (None: it is forgotten at the end). After SIGTERM it goes on for `drain_s` seconds, until load balancers
     have noticed. `results_mb` of answers are kept for those who ask the same again. Servers that are given the same `redis`
     share events (instead of the file) and answers.
     `cheaper` are bundles that answer where the first cannot keep `budget_ms`, the best first; who would wait longer than
@@ -112,7 +113,9 @@ class Serve:
     host: str = "127.0.0.1"
     port: int = 8000
     histories: str = "bundle"
+    engine: str = "local"
     workers: int = 1
+    most_workers: int = 0
     threads: int = 0
     events: str | None = None
     drain_s: float = 1.0
@@ -131,17 +134,14 @@ class Serve:
     exposures: str | None = None
 
     def __post_init__(self) -> None:
-        check_ranges("serve", self, port=(0, 65535), workers=(1, 1024), threads=(0, 1024))
+        check_ranges("serve", self, port=(0, 65535), workers=(1, 1024), most_workers=(0, 1024), threads=(0, 1024))
         check_ranges("serve", self, drain_s=(0, 3600), memory_mb=(0, 1e9))
         check_ranges("serve", self, budget_ms=(0.1, 1e6), shed_ms=(0.1, 1e9), results_mb=(0, 1e6))
         if (self.certificate is None) != (self.private_key is None):
             raise ConfigError("serve.certificate and serve.private_key go together; give both, or neither")
         if self.redis is not None and self.events is not None:
             raise ConfigError("serve.redis and serve.events both keep what users do; give one of them")
-        if self.workers > 1 and self.redis is None and self.events is None:
-            raise ConfigError(
-                f"serve.workers = {self.workers} must share what users do; name a file in serve.events, or a serve.redis"
-            )
+        self._check_workers()
         if self.admin_port is not None:
             check_ranges("serve", self, admin_port=(0, 65535))
         if "default" in self.models:
@@ -150,6 +150,26 @@ class Serve:
             if not self.rungs(name) or not all(isinstance(path, str) for path in self.rungs(name)):
                 raise ConfigError(f"serve.models.{name} = {paths!r}; it must be a path or a list of paths")
         check_choice("serve.histories", self.histories, ("bundle", "request"))
+
+    def _check_workers(self) -> None:
+        check_choice("serve.engine", self.engine, ("local", "ray"))
+        most = max(self.workers, self.most_workers)
+        if self.engine == "local":
+            if self.most_workers:
+                raise ConfigError(
+                    f'serve.most_workers = {self.most_workers} is for the engine "ray"; say how many there are in workers'
+                )
+            if most > 1 and self.redis is None and self.events is None:
+                raise ConfigError(
+                    f"serve.workers = {most} must share what users do; name a file in serve.events, or a serve.redis"
+                )
+            return
+        if most > 1 and self.redis is None:
+            raise ConfigError(f"{most} replicas on ray must share what users do; name a serve.redis")
+        for name in ("admin_port", "certificate"):
+            if getattr(self, name) is not None:
+                advice = "deploy again to change bundles, and leave TLS to what is in front"
+                raise ConfigError(f'serve.{name} is for the engine "local"; on ray, {advice}')
 
     def rungs(self, name: str) -> tuple[Any, ...]:
         """The paths of a model's bundles, the best first."""

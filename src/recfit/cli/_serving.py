@@ -21,6 +21,9 @@ def add_commands(commands: Commands) -> None:
     serve.add_argument("--host", help="default: that of the recfit.toml, else 127.0.0.1, this machine only")
     serve.add_argument("--port", type=int, help="default: that of the recfit.toml, else 8000; 0 takes any free port")
     serve.add_argument("--workers", type=int, help="processes at the port, with --events or --redis (default: 1)")
+    text = "local, or ray: replicas on Ray Serve, from --workers to --most-workers of them, with --redis"
+    serve.add_argument("--engine", choices=("local", "ray"), help=text)
+    serve.add_argument("--most-workers", type=int, help="replicas on ray that the load may ask for (default: no more)")
     serve.add_argument(
         "--threads", type=int, help="threads of the engine (default: 0, the event loop, for fast models)"
     )

@@ -7,8 +7,8 @@ import signal
 import socket
 import ssl
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -18,7 +18,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from recfit.config import Serve
-from recfit.serve import workers
+from recfit.serve import cluster, workers
 from recfit.serve.app import make_app
 from recfit.serve.batcher import Recommender
 from recfit.serve.events import Events, SqliteEvents
@@ -39,6 +39,10 @@ GRACE_S = 30
 
 def run(bundle: str | Path, settings: Serve, *, json_greeting: bool = False) -> None:
     """Serve the bundle in this directory; returns after SIGTERM or SIGINT. Raises `BundleError` and `ConfigError`."""
+    say = partial(_say, json_greeting=json_greeting)
+    if settings.engine == "ray":
+        cluster.run(Path(bundle), settings, lambda told: say([told]))
+        return
     work = partial(_work, Path(bundle), settings)
     with ExitStack() as stack:
         public, places = stack.enter_context(bind(settings.host, settings.port)), list[list[socket.socket]]()
@@ -47,7 +51,6 @@ def run(bundle: str | Path, settings: Serve, *, json_greeting: bool = False) -> 
             if settings.admin_port is not None:
                 port = settings.admin_port + at if settings.admin_port else 0
                 places[at].append(stack.enter_context(bind("127.0.0.1", port)))
-        say = partial(_say, json_greeting=json_greeting)
         if settings.workers > 1:
             workers.run(work, places, say)
         else:
@@ -81,38 +84,43 @@ def serve(
     leaves what is in flight.
     """
     draining = Event()
-    paths = {name: [*map(Path, settings.rungs(name))] for name in settings.models}
+    admin_port = listeners[1].getsockname()[1] if len(listeners) > 1 else None
+    with app_of(engines, settings, draining, admin_port) as app:
+        scheme = "https" if settings.certificate else "http"
+        told = {"serving": engines[0].manifest["name"], "url": url(listeners[0], scheme)}
+        told |= {"admin": url(listeners[1], scheme)} if admin_port else {}
+        Server(_config(app, settings), partial(tell, told), draining, settings.drain_s).run([*listeners])
+
+
+@contextmanager
+def app_of(
+    engines: Sequence[Recommender], settings: Serve, draining: Event | None = None, admin_port: int | None = None
+) -> Iterator[ASGIApp]:
+    """The app that `settings` ask for; what it keeps is closed at the end."""
     fleet = Fleet(
         engines,
         threads=settings.threads,
-        paths=paths,
+        paths={name: [*map(Path, settings.rungs(name))] for name in settings.models},
         most_mb=settings.memory_mb,
         budget_s=settings.budget_ms / 1e3,
         shed_s=settings.shed_ms / 1e3,
     )
-    admin_port = listeners[1].getsockname()[1] if len(listeners) > 1 else None
     with ExitStack() as stack:
         events, second = _stores(settings)
         stack.enter_context(closing(events))
         exposures = None
         if settings.exposures is not None:
             exposures = stack.enter_context(closing(Exposures(Path(settings.exposures))))
-        experiments = Experiments(_path(settings.experiments))
-        app: ASGIApp = make_app(
+        app = make_app(
             fleet,
             draining=draining,
             events=events,
-            experiments=experiments,
+            experiments=Experiments(_path(settings.experiments)),
             exposures=exposures,
             results=Results(int(settings.results_mb * 2**20), second=second),
             admin_port=admin_port,
         )
-        if settings.keys is not None:
-            app = Guard(app, read_keys(Path(settings.keys)))
-        scheme = "https" if settings.certificate else "http"
-        told = {"serving": engines[0].manifest["name"], "url": url(listeners[0], scheme)}
-        told |= {"admin": url(listeners[1], scheme)} if admin_port else {}
-        Server(_config(app, settings), partial(tell, told), draining, settings.drain_s).run([*listeners])
+        yield app if settings.keys is None else Guard(app, read_keys(Path(settings.keys)))
 
 
 def _stores(settings: Serve) -> tuple[Events, Level | None]:

@@ -1,0 +1,98 @@
+"""The app on Ray Serve: the same answers, behind HAProxy, replicas that share what users do."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from test_shared import Redis
+
+from recfit.config import Serve
+from recfit.engine import open_bundle
+from recfit.serve.cluster import FLAGS
+from recfit.types import ConfigError, Request
+
+START_S, STOP_S = 180.0, 90.0
+
+
+@pytest.fixture(scope="module")
+def served(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of two replicas on a Ray of their own."""
+    redis = Redis(tmp_path_factory.mktemp("redis"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "recfit.cli", "serve", str(bundle), "--engine", "ray", "--workers", "2", "--json"]
+    environment = {name: value for name, value in os.environ.items() if name not in FLAGS} | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [*command, "--port", str(port), "--redis", redis.url],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    assert process.stdout is not None
+    told = next((line for line in process.stdout if line.startswith("{")), None)
+    assert told is not None, process.communicate()[1]
+    assert json.loads(told) == {"serving": "tiny", "url": f"http://127.0.0.1:{port}"}
+    yield f"http://127.0.0.1:{port}"
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=STOP_S)
+    redis.stop()
+    assert process.returncode == 0
+
+
+def test_it_answers_what_the_engine_answers_and_replicas_share_events(bundle: Path, served: str) -> None:
+    engine = open_bundle(bundle)
+    bodies: list[dict[str, Any]] = [
+        {"user_id": "1"},
+        {"history": ["i7", "i8"], "exclude": ["i0"]},
+        {"user_id": "stranger"},
+    ]
+    with httpx.Client(base_url=served, timeout=30) as client:
+        assert client.get("/readyz").status_code == 200
+        for _ in range(5):
+            for body in bodies:
+                given = {name: tuple(value) if isinstance(value, list) else value for name, value in body.items()}
+                [expected] = engine.recommend([Request(**given)], 10)
+                found = client.post("/v1/recommend", json=body).json()
+                assert [item["item_id"] for item in found["items"]] == [*expected.items]
+                assert found["bundle"] == engine.manifest["bundle_id"]
+        refused = client.post("/v1/recommend", json={"user_id": "1", "k": 0})
+        assert (refused.status_code, refused.json()["error"]["field"]) == (422, "k")
+        first = client.post("/v1/recommend", json={"user_id": "1", "k": 1}).json()["items"][0]["item_id"]
+        told, end = {"events": [{"user_id": "1", "item_id": first}]}, time.monotonic() + 30
+        while (
+            client.post("/v1/events", json=told).status_code == 503
+        ):  # Redis has 20 ms, the machine may have other work
+            assert time.monotonic() < end
+            time.sleep(0.5)
+    for _ in range(10):  # a new connection each, so that both replicas are asked
+        found = httpx.post(f"{served}/v1/recommend", json={"user_id": "1"}, timeout=30).json()
+        assert first not in {item["item_id"] for item in found["items"]}
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"engine": "rey"}, r"serve\.engine = 'rey'"),
+        ({"engine": "ray", "workers": 2}, r"2 replicas on ray must share what users do; name a serve\.redis"),
+        ({"engine": "ray", "most_workers": 4, "events": "e.db"}, r"4 replicas on ray must share"),
+        ({"engine": "ray", "admin_port": 9000}, r'serve\.admin_port is for the engine "local"'),
+        ({"engine": "ray", "certificate": "a", "private_key": "b"}, r'serve\.certificate is for the engine "local"'),
+        ({"most_workers": 4}, r'serve\.most_workers = 4 is for the engine "ray"'),
+    ],
+)
+def test_settings_that_do_not_go_together(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        Serve(**settings)
