@@ -60,7 +60,8 @@ def test_users_get_their_arm_and_the_log_tells(call, tmp_path: Path) -> None:
     exposures = Exposures(tmp_path / "log.db")
     experiments = Experiments(tmp_path / "plan.toml")
     app = make_app(fleet_of(Named("red")), experiments=experiments, exposures=exposures)
-    answers = {f"u{n}": call(app, "POST", PATH, json={"user_id": f"u{n}"}).json() for n in range(40)}
+    answers = {f"u{n}": call(app, "POST", PATH, json={"user_id": f"u{n}"}).json() for n in range(38)}
+    answers |= {f"u{n}": call(app, "POST", PATH, json={"user_id": f"u{n}", "explain": True}).json() for n in (38, 39)}
     for user, answer in answers.items():
         arm = experiments.arm("default", user)[0]
         assert (answer["variant"], answer["bundle"]) == (arm, "id of red" if arm == "red" else "id of first")

@@ -74,8 +74,9 @@ class Service:
         if (shadow := self._experiments.shadow(wanted)) is not None:
             self._shadows.send(shadow, request, asked.k)
         if asked.explain:
-            return await _explained(model, request, asked.k, number)
-        sent = await self._answered(model, request, asked, begin, number)
+            sent = await _explained(model, request, asked.k, number)
+        else:
+            sent = await self._answered(model, request, asked, begin, number)
         if experiment is None or request.user_id is None:
             return sent
         if self._exposures is not None:
