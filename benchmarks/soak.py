@@ -1,0 +1,158 @@
+"""A server under steady load for minutes or hours: what grows, and does the latency stay where it was. Results are dated JSON.
+
+    python -m benchmarks.soak requests.jsonl bundle/ other/              # ten minutes
+    python -m benchmarks.soak requests.jsonl bundle/ other/ --hours 6    # what a release waits for
+
+Recommendations are asked for on a schedule. Meanwhile users do things (`/v1/events`), clients leave in the middle of a request,
+bodies are broken, and once a minute the two bundles change places, which every request must survive. Memory (RSS), open files
+and threads are sampled between slices of load. Growth is that of the second half: the first fills caches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from benchmarks.record import save
+
+from recfit.data.requests import read_requests
+from recfit.loadtest import Load, run
+from recfit.types import Request
+
+SLICE_S = 10.0
+SERVER, CLIENT = {0}, {1}
+BROKEN = (b"{", b'{"k": -1}', b'{"history": 7}', b"\xff\xfe", b"")
+
+
+@contextmanager
+def serving(bundle: str, folder: Path) -> Iterator[tuple[str, str, psutil.Process]]:
+    """The URLs of a server and of its operators' port, and its process."""
+    command = [sys.executable, "-m", "recfit.cli", "serve", bundle, "--port", "0", "--admin-port", "0", "--json"]
+    command += ["--events", str(folder / "events.db"), "--drain-s", "0", "--results-mb", "8"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, preexec_fn=lambda: os.sched_setaffinity(0, SERVER)
+    )
+    try:
+        assert process.stdout is not None
+        told = json.loads(process.stdout.readline())
+        yield told["url"], told["admin"], psutil.Process(process.pid)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def send(url: str, body: bytes, method: str = "POST") -> int:
+    """The status of one request."""
+    asked = urllib.request.Request(url, body, {"content-type": "application/json"}, method=method)
+    try:
+        with urllib.request.urlopen(asked, timeout=30) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def disturb(
+    url: str, requests: Sequence[Request], draws: np.random.Generator, swap: tuple[str, str] | None
+) -> Counter[int]:
+    """Another bundle, events of users, clients that leave, bodies that are none; the statuses that came back."""
+    found: Counter[int] = Counter()
+    if swap is not None:
+        admin, bundle = swap
+        found[send(f"{admin}/admin/models/default", json.dumps({"bundles": [bundle]}).encode(), "PUT")] += 1
+    for _ in range(20):
+        request = requests[draws.integers(len(requests))]
+        events = [
+            {"user_id": request.user_id or "nobody", "item_id": item} for item in (request.history or ("1",))[-3:]
+        ]
+        found[send(f"{url}/v1/events", json.dumps({"events": events}).encode())] += 1
+    for body in BROKEN:
+        found[send(f"{url}/v1/recommend", body)] += 1
+    host, port = url.removeprefix("http://").split(":")
+    for _ in range(20):
+        with socket.create_connection((host, int(port))) as leaving:
+            leaving.sendall(
+                b"POST /v1/recommend HTTP/1.1\r\nhost: x\r\ncontent-length: 17\r\n\r\n" + b'{"user_id": "a1"}'[:17]
+            )
+    return found
+
+
+def sample(process: psutil.Process) -> dict[str, float]:
+    with process.oneshot():
+        return {
+            "rss_mb": process.memory_info().rss / 1e6,
+            "files": process.num_fds(),
+            "threads": process.num_threads(),
+        }
+
+
+def slope(rows: Sequence[Mapping[str, float]], name: str) -> float:
+    """Growth an hour over the second half."""
+    half = rows[len(rows) // 2 :]
+    return float(np.polyfit([row["hours"] for row in half], [row[name] for row in half], 1)[0])
+
+
+def soak(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    requests, draws = read_requests(options.requests), np.random.default_rng(0)
+    rows: list[dict[str, float]] = []
+    statuses: Counter[str] = Counter()
+    others: Counter[int] = Counter()
+    bundles = [str(Path(path).resolve()) for path in options.bundles]
+    with serving(bundles[0], folder) as (url, admin, process), ThreadPoolExecutor(1) as beside:
+        begin, swaps = time.monotonic(), 0
+        while (spent := time.monotonic() - begin) < options.hours * 3600:
+            due = spent > 60 * (swaps + 1)
+            swaps += due
+            disturbing = beside.submit(disturb, url, requests, draws, (admin, bundles[swaps % 2]) if due else None)
+            load = Load(options.rate, min(SLICE_S, options.hours * 3600), seed=len(rows))
+            found = run(url, requests, load)
+            statuses += Counter(found.statuses)
+            others += disturbing.result()
+            rows.append({"hours": (time.monotonic() - begin) / 3600, "p99_ms": found.ms["99"], **sample(process)})
+            print(" ".join(f"{name} {value:.4g}" for name, value in rows[-1].items()), flush=True)
+    return {
+        "protocol": f"open loop (Poisson), {options.rate:g} requests/s in slices of {SLICE_S:g} s; server and client a core "
+        "each, loopback",
+        "statuses": dict(statuses),
+        "other statuses": {str(status): count for status, count in others.items()},
+        "swaps": swaps,
+        "growth an hour": {name: slope(rows, name) for name in ("rss_mb", "files", "threads", "p99_ms")},
+        "rows": rows,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("requests", type=Path)
+    parser.add_argument("bundles", nargs=2, help="two bundles of the same data that take turns")
+    parser.add_argument("--hours", type=float, default=1 / 6)
+    parser.add_argument("--rate", type=float, default=300.0)
+    options = parser.parse_args()
+    os.sched_setaffinity(0, CLIENT)
+    with tempfile.TemporaryDirectory() as folder:
+        found = soak(options, Path(folder))
+    found["path"] = str(save("soak", "", found).name)
+    print(
+        json.dumps(
+            {name: found[name] for name in ("statuses", "other statuses", "swaps", "growth an hour", "path")}, indent=1
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
