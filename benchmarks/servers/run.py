@@ -43,7 +43,7 @@ from recfit.types import MeasurementError
 
 SERVER, CLIENT = {0}, {1}
 TOKEN = "BENCHMARK_TOKEN"
-READY_S, STOP_S = 90.0, 60.0
+READY_S, STOP_S = 90.0, 10.0
 SHARE = 0.6
 
 

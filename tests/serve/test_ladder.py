@@ -106,11 +106,8 @@ def test_a_pause_does_not_count_and_a_slow_rung_is_tried_again() -> None:
 
 
 def test_a_batch_is_over_before_long() -> None:
-    ladder = ladder_of((1e-3, 1e-5))
-    assert ladder_of((1.0, 1e-6), (None, None)).most(0) == 1
-    assert ladder.most(0) == 5  # a quarter of the budget
-    assert ladder.most(1) == MOST
-    assert Ladder([1.0], [None], BUDGET_S).most(0) == MOST  # nothing to choose from
+    ladder = ladder_of((1.0, 2e-4, 1e-5, 0.0), (None,) * 4)
+    assert [ladder.most(rung) for rung in range(4)] == [1, 5, MOST, MOST]
 
 
 @given(
@@ -237,12 +234,12 @@ def test_who_would_be_late_in_line_goes_ahead_to_a_rung_that_has_the_time() -> N
             return (await batcher.ask(Request(f"{number}"), 3, deadline)).rung, time.monotonic() - begin
 
         crowd = [ask(number, math.inf) for number in range(20)]
-        return await asyncio.gather(*crowd, ask(20, begin + 0.05), ask(21, begin + 60.0))
+        return await asyncio.gather(*crowd, ask(20, begin + 0.015), ask(21, begin + 60.0))
 
     *crowd, urgent, patient = asyncio.run(run())
     assert {rung for rung, _ in crowd} == {0}
     assert urgent[0] == 1
-    assert urgent[1] < min(took for _, took in crowd) + 0.05
+    assert urgent[1] < min(took for _, took in crowd)
     assert patient[0] == 0
 
 
