@@ -56,7 +56,7 @@ def application(bundle: Path, settings: Serve) -> Any:
     if settings.most_workers > settings.workers:
         limits = {"min_replicas": settings.workers, "max_replicas": settings.most_workers}
         scale = {"autoscaling_config": {**limits, "target_ongoing_requests": TARGET}}
-    deployed = serve.deployment(
+    deployed: Any = serve.deployment(
         serve.ingress()(Replica),
         name=NAME,
         max_ongoing_requests=ONGOING,
@@ -71,6 +71,8 @@ def run(bundle: Path, settings: Serve, tell: Callable[[dict[str, str]], None]) -
     """Deploy to the cluster that `RAY_ADDRESS` names, or to one that is started on this machine; returns after SIGTERM or
     SIGINT, when the app is gone from it. Raises `ConfigError` without Ray."""
     os.environ.update({name: value for name, value in FLAGS.items() if name not in os.environ})
+    ray: Any  # its types differ from release to release
+    serve: Any
     try:
         import ray
         from ray import serve
