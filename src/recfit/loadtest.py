@@ -205,7 +205,7 @@ class _Run:
 
 
 class _Connection(asyncio.Protocol):
-    """One request at a time, answered with a body of known length."""
+    """One request at a time."""
 
     def __init__(self, run: _Run) -> None:
         self._run, self._buffer, self.closing = run, b"", False
@@ -224,10 +224,9 @@ class _Connection(asyncio.Protocol):
         end = self._buffer.find(b"\r\n\r\n")
         if end < 0:
             return
-        head, body = self._buffer[:end].lower(), self._buffer[end + 4 :]
-        at = head.find(b"content-length:")
-        length = int(head[at + 15 :].split(b"\r\n", 1)[0]) if at >= 0 else 0
-        if len(body) < length or self._number is None:
+        head = self._buffer[:end].lower()
+        body = _whole(head, self._buffer[end + 4 :])
+        if body is None or self._number is None:
             return
         number, self._number, self._buffer = self._number, None, b""
         if b"connection: close" in head:
@@ -242,6 +241,23 @@ class _Connection(asyncio.Protocol):
     def close(self) -> None:
         self._number = None  # what was on it is counted already
         self._transport.abort()
+
+
+def _whole(head: bytes, rest: bytes) -> bytes | None:
+    """The body, once it is all there: of known length, or in chunks, as what stands before a server may send it."""
+    if b"transfer-encoding: chunked" not in head:
+        at = head.find(b"content-length:")
+        length = int(head[at + 15 :].split(b"\r\n", 1)[0]) if at >= 0 else 0
+        return rest if len(rest) >= length else None
+    body = b""
+    while True:
+        size, mark, rest = rest.partition(b"\r\n")
+        length = int(size.split(b";")[0], 16) if mark else 0
+        if not mark or len(rest) < length + 2:
+            return None
+        if not length:
+            return body
+        body, rest = body + rest[:length], rest[length + 2 :]
 
 
 def _percentile(late: FloatArray, share: float) -> float:

@@ -127,6 +127,18 @@ def test_what_never_answers_does_not_hang(serve, monkeypatch) -> None:
     assert found.statuses == {"no answer": 10}
 
 
+@pytest.mark.parametrize("encoding", ["chunked", "length"])
+def test_bodies_may_come_in_pieces(encoding: str) -> None:
+    body = b'{"source": "model"}'
+    if encoding == "length":
+        head, sent = b"http/1.1 200 ok\r\ncontent-length: %d" % len(body), body
+    else:
+        head = b"http/1.1 200 ok\r\ntransfer-encoding: chunked"
+        sent = b"5;name=value\r\n" + body[:5] + b"\r\nE\r\n" + body[5:] + b"\r\n0\r\n\r\n"
+    assert [loadtest._whole(head, sent[:end]) for end in range(len(sent))] == [None] * len(sent)
+    assert loadtest._whole(head, sent) == body
+
+
 def test_nobody_there(monkeypatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
