@@ -184,6 +184,8 @@ def test_shadows_see_requests_and_nobody_waits_for_them(call, tmp_path: Path, mo
     async def run() -> list[float]:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://recfit") as client:
             await client.post(PATH, json={"user_id": "loads it"})
+            while "loads it" not in red.seen:
+                await asyncio.sleep(0.01)
             await asyncio.sleep(0.1)
             red.seconds = red.pace
             spans = []
