@@ -25,9 +25,8 @@ GRACE_S = 5.0
 ON_TIME = 0.97
 """Share of the asked rate that a run must have reached to count as held: below that the client or the server fell behind."""
 
-TRIES = 2
-CLOSENESS = 0.05
-"""How close `find_most` comes to the highest rate, as a share of it."""
+CLOSENESS, TRIES = 0.05, 2
+"""How close `find_most` comes to the highest rate, as a share of it, and runs of a rate before it counts as too high."""
 
 
 @dataclass(frozen=True)

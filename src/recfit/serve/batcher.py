@@ -1,7 +1,7 @@
 """Requests that wait together are answered together; nothing waits for company.
 
-What is queued when the engine is free is its next batch, one request or many. On the event loop that is all that arrived
-since the last turn; in a pool of threads, all that arrived while every thread was busy.
+What is queued when an engine is free is its next batch, one request or as many as take a millisecond. On the event loop that
+is what arrived since the last turn; in a pool of threads, what arrived while every thread was busy, shared among the free ones.
 """
 
 from __future__ import annotations

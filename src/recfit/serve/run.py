@@ -1,4 +1,4 @@
-"""One bundle on one port, until SIGTERM: bind, warm up, say so, answer, drain."""
+"""Bundles on one port, until SIGTERM: bind, warm up, say so, answer, drain. In this process, in several, or on Ray."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ class Service:
         return Reply(encode(schema.FeedbackResponse(True)))
 
     async def found(self, model: str, requests: Sequence[Request], k: int) -> tuple[str, list[Recommendation]]:
-        """The answers of `model`, and the id of the bundle that gave them: of the cheapest one, where there were several."""
+        """The id of the bundle that answered for `model`, the cheapest one where several did, and the answers."""
         answering = await self._fleet.get(model)
         asked = [await self._complete(request) for request in requests]
         answers = await asyncio.gather(*(answering.batcher.ask(request, k) for request in asked))
