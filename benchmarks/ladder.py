@@ -10,19 +10,16 @@ without the result cache, so that every one of them is worked for. Results are d
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import subprocess
-import sys
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from benchmarks.plots import overload
 from benchmarks.record import save
+from benchmarks.started import CLIENT, started
 from prometheus_client.parser import text_string_to_metric_families
 
 from recfit.bundle import read_manifest
@@ -31,24 +28,12 @@ from recfit.loadtest import Found, Load, find_most, run
 from recfit.serve.fleet import QUALITY
 
 LOADS = (0.2, 0.5, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0)
-SERVER, CLIENT = {0}, {1}
 
 
-@contextmanager
-def serving(bundles: Sequence[str], budget_ms: float) -> Iterator[str]:
-    """The URL of a server of `bundles`, the best first, on a core of its own."""
+def flags(bundles: Sequence[str], budget_ms: float) -> list[str]:
+    """What a server of `bundles`, the best first, is told."""
     cheaper = ["--cheaper", *bundles[1:]] if bundles[1:] else []
-    command = [sys.executable, "-m", "recfit.cli", "serve", bundles[0], *cheaper, "--port", "0", "--results-mb", "0"]
-    command += ["--budget-ms", f"{budget_ms}", "--drain-s", "0", "--json"]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, preexec_fn=lambda: os.sched_setaffinity(0, SERVER)
-    )
-    try:
-        assert process.stdout is not None
-        yield json.loads(process.stdout.readline())["url"]
-    finally:
-        process.terminate()
-        process.wait()
+    return [*cheaper, "--results-mb", "0", "--budget-ms", f"{budget_ms}", "--drain-s", "0"]
 
 
 def rungs(url: str, count: int) -> list[float]:
@@ -98,12 +83,16 @@ def main() -> None:
     manifests = [read_manifest(Path(bundle)) for bundle in given.bundles]
     promises = [manifest["promise"]["metrics"][QUALITY] for manifest in manifests]
     rows = []
-    with serving(given.bundles[:1], given.budget_ms) as alone, serving(given.bundles, given.budget_ms) as ladder:
-        most, _ = capacity(alone, requests, given.seconds / 2, given.budget_ms)
+    best, budget_ms = given.bundles[0], given.budget_ms
+    with (
+        started(best, flags([best], budget_ms)) as alone,
+        started(best, flags(given.bundles, budget_ms)) as ladder,
+    ):
+        most, _ = capacity(alone.url, requests, given.seconds / 2, given.budget_ms)
         print(f"the best bundle alone keeps p99 <= {given.budget_ms:g} ms up to {most:,.0f} requests/s", flush=True)
         for share in LOADS:
             load = Load(share * most, given.seconds, connections=256)
-            for name, url in (("alone", alone), ("ladder", ladder)):
+            for name, url in (("alone", alone.url), ("ladder", ladder.url)):
                 measured = row(url, requests, load, promises[: 1 if name == "alone" else None])
                 rows.append({"load": share, "server": name, **measured})
                 print(list(lines(rows))[-1], flush=True)

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from benchmarks.record import save
 from benchmarks.scan import DIM, catalogue
-from benchmarks.servers.run import CLIENT, Peer, serving
+from benchmarks.servers.run import Peer, serving
+from benchmarks.started import CLIENT
 
 from recfit import models
 from recfit.engine import open_bundle

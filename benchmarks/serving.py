@@ -14,14 +14,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import psutil
 from benchmarks.record import save
+from benchmarks.started import Started, started
 
 SCRIPT = """
 local bodies, at = {}, 0
@@ -36,30 +35,7 @@ end
 """
 
 
-@dataclass(frozen=True)
-class Server:
-    """A running `recfit serve`."""
-
-    label: str
-    url: str
-    process: psutil.Process
-
-
-@contextmanager
-def serving(label: str, bundle: str, threads: int) -> Iterator[Server]:
-    """`recfit serve` of `bundle` on a free port, stopped at the end."""
-    command = [sys.executable, "-m", "recfit.cli", "serve", bundle, "--port", "0", "--threads", str(threads)]
-    command += ["--drain-s", "0", "--results-mb", "0"]  # every request is worked for
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        yield Server(label, process.stdout.readline().strip().rsplit(" ", 1)[1], psutil.Process(process.pid))
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def load(server: Server, script: Path, clients: int, seconds: int) -> dict[str, float]:
+def load(server: Started, script: Path, clients: int, seconds: int) -> dict[str, float]:
     """One run of wrk: percentiles in ms, requests a second."""
     command = ["wrk", "-t1", f"-c{clients}", f"-d{seconds}s", "-s", str(script), f"{server.url}/v1/recommend"]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -67,7 +43,7 @@ def load(server: Server, script: Path, clients: int, seconds: int) -> dict[str, 
     assert found is not None, output
     p50, p99, rps, bad = map(float, found.groups())
     if bad:
-        raise SystemExit(f"{server.label}: {bad:.0f} requests failed:\n{output}")
+        raise SystemExit(f"{server.url}: {bad:.0f} requests failed:\n{output}")
     return {"p50_ms": p50, "p99_ms": p99, "rps": rps}
 
 
@@ -94,22 +70,22 @@ def bodies(requests: Path, folder: Path) -> Path:
 
 
 def compare(
-    servers: Sequence[Server], script: Path, rounds: int, seconds: int, clients: int
+    servers: Mapping[str, Started], script: Path, rounds: int, seconds: int, clients: int
 ) -> dict[str, dict[str, Any]]:
     """Medians over alternating rounds, with one client (idle) and with `clients` (busy)."""
-    runs: dict[str, dict[str, list[dict[str, float]]]] = {server.label: {"idle": [], "busy": []} for server in servers}
-    for server in servers:
+    runs: dict[str, dict[str, list[dict[str, float]]]] = {label: {"idle": [], "busy": []} for label in servers}
+    for server in servers.values():
         load(server, script, 1, 1)
     for _ in range(rounds):
-        for server in servers:
-            runs[server.label]["idle"].append(load(server, script, 1, seconds))
-            runs[server.label]["busy"].append(load(server, script, clients, seconds))
+        for label, server in servers.items():
+            runs[label]["idle"].append(load(server, script, 1, seconds))
+            runs[label]["busy"].append(load(server, script, clients, seconds))
     return {
-        server.label: {
-            **{state: _medians(found) for state, found in runs[server.label].items()},
+        label: {
+            **{state: _medians(found) for state, found in runs[label].items()},
             "rss_mb": round(server.process.memory_info().rss / 1e6, 1),
         }
-        for server in servers
+        for label, server in servers.items()
     }
 
 
@@ -130,7 +106,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         script = bodies(options.requests, Path(folder))
         with ExitStack() as stack:
-            servers = [stack.enter_context(serving(label, bundle, options.threads)) for label, bundle in pairs]
+            # Every request is worked for.
+            flags = ["--threads", str(options.threads), "--drain-s", "0", "--results-mb", "0"]
+            servers = {label: stack.enter_context(started(bundle, flags, None)) for label, bundle in pairs}
             found = compare(servers, script, options.rounds, options.seconds, options.clients)
     for label, bundle in pairs:
         found[label]["imports"] = imports(bundle)

@@ -14,47 +14,27 @@ import argparse
 import json
 import os
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 from benchmarks.record import save
+from benchmarks.started import CLIENT, started
 
 from recfit.data.requests import read_requests
 from recfit.loadtest import Load, run
 from recfit.types import Request
 
 SLICE_S = 10.0
-SERVER, CLIENT = {0}, {1}
 BROKEN = (b"{", b'{"k": -1}', b'{"history": 7}', b"\xff\xfe", b"")
-
-
-@contextmanager
-def serving(bundle: str, folder: Path) -> Iterator[tuple[str, str, psutil.Process]]:
-    """The URLs of a server and of its operators' port, and its process."""
-    command = [sys.executable, "-m", "recfit.cli", "serve", bundle, "--port", "0", "--admin-port", "0", "--json"]
-    command += ["--events", str(folder / "events.db"), "--drain-s", "0", "--results-mb", "8"]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, preexec_fn=lambda: os.sched_setaffinity(0, SERVER)
-    )
-    try:
-        assert process.stdout is not None
-        told = json.loads(process.stdout.readline())
-        yield told["url"], told["admin"], psutil.Process(process.pid)
-    finally:
-        process.terminate()
-        process.wait()
 
 
 def send(url: str, body: bytes, method: str = "POST") -> int:
@@ -113,17 +93,20 @@ def soak(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     statuses: Counter[str] = Counter()
     others: Counter[int] = Counter()
     bundles = [str(Path(path).resolve()) for path in options.bundles]
-    with serving(bundles[0], folder) as (url, admin, process), ThreadPoolExecutor(1) as beside:
+    flags = ["--events", str(folder / "events.db"), "--drain-s", "0", "--results-mb", "8"]
+    with started(bundles[0], flags) as server, ThreadPoolExecutor(1) as beside:
         begin, swaps = time.monotonic(), 0
         while (spent := time.monotonic() - begin) < options.hours * 3600:
             due = spent > 60 * (swaps + 1)
             swaps += due
-            disturbing = beside.submit(disturb, url, requests, draws, (admin, bundles[swaps % 2]) if due else None)
+            swap = (server.admin, bundles[swaps % 2]) if due else None
+            disturbing = beside.submit(disturb, server.url, requests, draws, swap)
             load = Load(options.rate, min(SLICE_S, options.hours * 3600), seed=len(rows))
-            found = run(url, requests, load)
+            found = run(server.url, requests, load)
             statuses += Counter(found.statuses)
             others += disturbing.result()
-            rows.append({"hours": (time.monotonic() - begin) / 3600, "p99_ms": found.ms["99"], **sample(process)})
+            hours = (time.monotonic() - begin) / 3600
+            rows.append({"hours": hours, "p99_ms": found.ms["99"], **sample(server.process)})
             print(" ".join(f"{name} {value:.4g}" for name, value in rows[-1].items()), flush=True)
     return {
         "protocol": f"open loop (Poisson), {options.rate:g} requests/s in slices of {SLICE_S:g} s; server and client a core "

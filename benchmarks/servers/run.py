@@ -33,6 +33,7 @@ import torch
 from benchmarks.peers.given import Scores, export
 from benchmarks.record import save
 from benchmarks.servers.model import FOLDER, ROUTE, RUNTIME
+from benchmarks.started import CLIENT, SERVER
 
 from recfit import config
 from recfit import pipeline as pipelines
@@ -41,7 +42,6 @@ from recfit.loadtest import Load, body, find_most, run
 from recfit.search.bench import prepare
 from recfit.types import MeasurementError
 
-SERVER, CLIENT = {0}, {1}
 TOKEN = "BENCHMARK_TOKEN"
 READY_S, STOP_S = 90.0, 10.0
 SHARE = 0.6

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import hashlib
 import json
 import os
@@ -10,6 +12,7 @@ import signal
 import ssl
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +20,7 @@ import httpx
 import pytest
 
 from recfit.engine import open_bundle
+from recfit.serve.fleet import DEFAULT, Fleet, opened
 from recfit.types import Request
 
 HISTORIES = ([0, 1, 2], [3, 4], [5])  # of the bundle
@@ -54,6 +58,27 @@ def test_the_server_answers_what_the_engine_answers(bundle, client, body, reques
     assert [item["score"] for item in answer["items"]] == pytest.approx(expected.scores)
     assert [item["title"] for item in answer["items"]] == [f"Title {item[1:]}" for item in expected.items]
     assert answer["source"] == expected.source
+
+
+def test_a_bundle_that_left_is_gone_without_the_collector(bundle: Path) -> None:
+    """What is frozen is not collected: nothing in a served bundle may point back to it."""
+
+    async def run() -> list[bool]:
+        fleet = Fleet([opened(bundle)])
+        model = await fleet.get(None)
+        await model.batcher.ask(Request("1"), 3)
+        served = [weakref.ref(one) for one in (model, model.batcher, model.best, model.best.engine)]
+        del model
+        for _ in range(2):  # the one before is kept for the rollback
+            await fleet.swap(DEFAULT, [bundle])
+        return [one() is None for one in served]
+
+    gc.disable()
+    try:
+        assert all(asyncio.run(run()))
+    finally:
+        gc.enable()
+        gc.unfreeze()
 
 
 def test_the_bundle_is_ready_and_described(bundle, client) -> None:

@@ -148,6 +148,43 @@ def test_without_redis_requests_are_answered_and_with_it_again_shared(
     asyncio.run(run())
 
 
+def test_a_slow_redis_is_waited_for_by_one_request_in_a_second(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
+    """Every reply takes longer than anybody waits, and ten ask at a time."""
+    delay_s, ways = module.TIMEOUT_S * 3, list[Any]()
+
+    async def passed(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, wait_s: float) -> None:
+        while data := await reader.read(65_536):
+            await asyncio.sleep(wait_s)
+            writer.write(data)
+        writer.close()
+
+    async def client_of(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        ways.append(asyncio.current_task())
+        back, forth = await asyncio.open_connection("127.0.0.1", redis.port)
+        await asyncio.gather(passed(reader, forth, 0.0), passed(back, writer, delay_s), return_exceptions=True)
+
+    async def run() -> None:
+        async with await asyncio.start_server(client_of, "127.0.0.1", 0) as way:
+            app, shared = app_with(f"redis://127.0.0.1:{way.sockets[0].getsockname()[1]}/0")
+            async with client(app) as here:
+
+                async def ask(user: int) -> int:
+                    return (await here.post(PATH, json={"user_id": f"{user}"})).status_code
+
+                assert {*await asyncio.gather(*map(ask, range(10)))} == {200}
+                first = shared.failures
+                shared._again_at = 0.0  # the pause is over
+                assert {*await asyncio.gather(*map(ask, range(10, 40)))} == {200}
+                assert shared.failures == first + 1
+            await shared.aclose()
+            await asyncio.gather(*ways)
+            said = [record.message for record in caplog.records if "redis" in record.message]
+            assert len(said) == 1
+            assert "does not answer" in said[0]
+
+    asyncio.run(run())
+
+
 def test_who_leaves_does_not_get_others_a_wrong_reply(redis: Redis) -> None:
     """Commands are cancelled while they run, over and over; every reply must be that to its own question."""
 
@@ -181,6 +218,8 @@ def test_a_value_of_something_else_is_no_answer(redis: Redis) -> None:
         assert await results.find(b"a" * 16) == Known(b"[1]", "model", "b")
         await shared.call("SET", PREFIX + b"b" * 16, await shared.call("GET", PREFIX + b"a" * 16))
         assert await results.find(b"b" * 16) is None
+        await shared.call("SET", PREFIX + b"c" * 16, b"c" * 16 + b"another version's")
+        assert await results.find(b"c" * 16) is None
         await shared.aclose()
 
     asyncio.run(run())

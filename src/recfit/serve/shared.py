@@ -1,8 +1,9 @@
 """What several servers share through Redis: live events, and a second level of answers that were given before.
 
 Redis may be slow, frozen or gone; requests are answered anyway. A command has `TIMEOUT_S`, and after one that failed nothing
-is asked for `PAUSE_S` (a circuit breaker). A command that was begun is never cancelled, since its reply would be taken for the
-next one's (redis-py issue 2624), and a value begins with its key, so that a reply to something else is noticed.
+is asked for `PAUSE_S`, then one thing to see whether it is back (a circuit breaker). A command that was begun is never cancelled,
+since its reply would be taken for the next one's (redis-py issue 2624), and a value begins with its key, so that a reply to
+something else is noticed.
 """
 
 from __future__ import annotations
@@ -41,27 +42,34 @@ class Shared:
             message = f"serve.redis = {url!r} is no address: {error}; give one such as redis://127.0.0.1:6379/0"
             raise ConfigError(message) from None
         self._running: set[asyncio.Future[Any]] = set()
-        self._open_at = 0.0
+        self._broken, self._again_at = False, 0.0
         self.failures = self.skipped = 0
 
     async def call(self, *command: Any) -> Any:
         """The reply. Raises `UnavailableError` where Redis does not answer, or did not a moment ago."""
-        if time.monotonic() < self._open_at:
-            self.skipped += 1
-            raise UnavailableError
+        if self._broken:
+            if time.monotonic() < self._again_at:
+                self.skipped += 1
+                raise UnavailableError
+            self._again_at = time.monotonic() + PAUSE_S  # one asks whether it is back, the others go on without
         running = asyncio.ensure_future(self._client.execute_command(*command))
         self._running.add(running)
         running.add_done_callback(self._running.discard)
         try:
-            return await asyncio.shield(running)
+            reply = await asyncio.shield(running)
         except asyncio.CancelledError:
             running.add_done_callback(lambda done: done.cancelled() or done.exception())  # it ends by itself
             raise
         except Exception as error:
             self.failures += 1
-            self._open_at = time.monotonic() + PAUSE_S
-            log.warning("redis does not answer (%s); going on without for %g s", error, PAUSE_S)
+            if not self._broken:
+                log.warning("redis does not answer (%s); going on without it", error)
+            self._broken, self._again_at = True, time.monotonic() + PAUSE_S
             raise UnavailableError from error
+        if self._broken:
+            log.warning("redis answers again")
+        self._broken = False
+        return reply
 
     async def aclose(self) -> None:
         """Once what was begun is over."""
@@ -107,9 +115,10 @@ class SharedResults:
             value = await self._shared.call("GET", PREFIX + key)
         except UnavailableError:
             return None
-        if value is None or not value.startswith(key):
+        parts = value[len(key) :].split(b"\n", 2) if value is not None and value.startswith(key) else ()
+        if len(parts) != 3:
             return None
-        bundle, source, items = value[len(key) :].split(b"\n", 2)
+        bundle, source, items = parts
         return Known(items, source.decode(), bundle.decode())
 
     async def put(self, key: bytes, known: Known) -> None:

@@ -1,0 +1,46 @@
+"""`recfit serve` as a process of its own, for benchmarks of the server."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import psutil
+
+SERVER, CLIENT = {0}, {1}
+"""The core of each where they have one of their own."""
+
+
+@dataclass(frozen=True)
+class Started:
+    """Where a server answers, the ports of its workers' operators, and its process."""
+
+    url: str
+    admins: tuple[str, ...]
+    process: psutil.Process
+
+    @property
+    def admin(self) -> str:
+        return self.admins[0]
+
+
+@contextmanager
+def started(bundle: str, flags: Sequence[str], cores: set[int] | None = SERVER) -> Iterator[Started]:
+    """`recfit serve bundle` with `flags` on free ports and on `cores` (None: all), stopped at the end."""
+    ports = ["--port", "0", "--admin-port", "0", "--json"]
+    command = [sys.executable, "-m", "recfit.cli", "serve", bundle, *ports, *flags]
+    pin = None if cores is None else (lambda: os.sched_setaffinity(0, cores))
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=pin)
+    try:
+        assert process.stdout is not None
+        told = json.loads(process.stdout.readline())
+        admins = [told["admin"]] if isinstance(told["admin"], str) else told["admin"]
+        yield Started(told["url"], tuple(admins), psutil.Process(process.pid))
+    finally:
+        process.terminate()
+        process.wait()
