@@ -88,6 +88,7 @@ def test_it_answers_what_the_engine_answers_and_replicas_share_events(bundle: Pa
         ({"engine": "rey"}, r"serve\.engine = 'rey'"),
         ({"engine": "ray", "workers": 2}, r"2 replicas on ray must share what users do; name a serve\.redis"),
         ({"engine": "ray", "most_workers": 4, "events": "e.db"}, r"4 replicas on ray must share"),
+        ({"engine": "ray", "port": 0}, r'serve\.port = 0 is for the engine "local"'),
         ({"engine": "ray", "admin_port": 9000}, r'serve\.admin_port is for the engine "local"'),
         ({"engine": "ray", "certificate": "a", "private_key": "b"}, r'serve\.certificate is for the engine "local"'),
         ({"most_workers": 4}, r'serve\.most_workers = 4 is for the engine "ray"'),

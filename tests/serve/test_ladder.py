@@ -221,6 +221,20 @@ def test_a_cheap_answer_is_known_for_seconds_only(call, monkeypatch: pytest.Monk
     assert ask() == "full"
 
 
+def test_the_other_protocol_is_told_of_a_cheap_answer_too(call) -> None:
+    fleet = Fleet([Slow("full", 0.0, 0.2), Slow("cheap", 0.0, 0.1)])
+    app, ladder = make_app(fleet), fleet.loaded["default"].ladder
+    asked = {"inputs": [{"name": "user_id", "shape": [1], "datatype": "BYTES", "data": ["u1"]}]}
+
+    def infer() -> tuple[str, dict[str, bool] | None]:
+        found = call(app, "POST", "/v2/models/default/infer", json=asked).json()
+        return found["model_version"], found.get("parameters")
+
+    assert infer() == ("full", None)
+    ladder.costs[0], ladder._at_first = 1.0, (1.0, 0.0)  # nobody has the time
+    assert infer() == ("cheap", {"degraded": True})
+
+
 def test_who_would_be_late_in_line_goes_ahead_to_a_rung_that_has_the_time() -> None:
     engines = [Slow("full", 20.0, 0.2), Slow("cheap", 0.0, 0.1)]
     for engine in engines:

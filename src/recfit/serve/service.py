@@ -107,14 +107,16 @@ class Service:
         self._exposures.made(told.request_id, told.item_id, told.kind)
         return Reply(encode(schema.FeedbackResponse(True)))
 
-    async def found(self, model: str, requests: Sequence[Request], k: int) -> tuple[str, list[Recommendation]]:
-        """The id of the bundle that answered for `model`, the cheapest one where several did, and the answers."""
+    async def found(self, model: str, requests: Sequence[Request], k: int) -> tuple[str, list[Recommendation], bool]:
+        """The id of the bundle that answered for `model`, the cheapest one where several did, the answers, and whether it is
+        not the best one."""
         answering = await self._fleet.get(model)
         asked = [await self._complete(request) for request in requests]
         answers = await asyncio.gather(*(answering.batcher.ask(request, k) for request in asked))
         for answer in answers:
             answering.ladder.answered(answer.rung)
-        return answering.rungs[max(answer.rung for answer in answers)].bundle, [answer.found for answer in answers]
+        least = max(answer.rung for answer in answers)
+        return answering.rungs[least].bundle, [answer.found for answer in answers], least > 0
 
     async def score(self, body: bytes | bytearray, number: str) -> Reply:
         asked = schema.parse_score(body)

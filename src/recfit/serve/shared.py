@@ -1,9 +1,9 @@
 """What several servers share through Redis: live events, and a second level of answers that were given before.
 
 Redis may be slow, frozen or gone; requests are answered anyway. A command has `TIMEOUT_S`, and after one that failed nothing
-is asked for `PAUSE_S`, then one thing to see whether it is back (a circuit breaker). A command that was begun is never cancelled,
-since its reply would be taken for the next one's (redis-py issue 2624), and a value begins with its key, so that a reply to
-something else is noticed.
+is asked for `PAUSE_S`, then one thing to see whether it is back (a circuit breaker). A command that was begun is never
+cancelled, since its reply would be taken for the next one's (redis-py issue 2624), and a value begins with its key, so that a
+reply to something else is noticed.
 """
 
 from __future__ import annotations
@@ -115,10 +115,10 @@ class SharedResults:
             value = await self._shared.call("GET", PREFIX + key)
         except UnavailableError:
             return None
-        parts = value[len(key) :].split(b"\n", 2) if value is not None and value.startswith(key) else ()
-        if len(parts) != 3:
+        known = value[len(key) :] if value is not None and value.startswith(key) else b""
+        if known.count(b"\n") < 2:
             return None
-        bundle, source, items = parts
+        bundle, source, items = known.split(b"\n", 2)
         return Known(items, source.decode(), bundle.decode())
 
     async def put(self, key: bytes, known: Known) -> None:

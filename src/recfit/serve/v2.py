@@ -39,10 +39,13 @@ class InferRequest(msgspec.Struct, frozen=True):
 
 
 class InferResponse(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`parameters` says `degraded` where a cheaper bundle of the model answered a row."""
+
     model_name: str
     model_version: str
     outputs: list[Tensor]
     id: str | None = None
+    parameters: dict[str, bool] = {}
 
 
 class Metadata(msgspec.Struct, frozen=True):
@@ -73,8 +76,9 @@ async def infer(service: Service, name: str, body: bytes | bytearray, number: st
     asked = _parse(body)
     tensors = {tensor.name: tensor for tensor in asked.inputs}
     requests, k = _requests(tensors), _k(tensors.get("k"))
-    bundle, answers = await service.found(name, requests, k)
-    return Reply(encode(InferResponse(name, bundle, _outputs(answers, k), asked.id or number)), "model")
+    bundle, answers, degraded = await service.found(name, requests, k)
+    told = {"degraded": True} if degraded else {}
+    return Reply(encode(InferResponse(name, bundle, _outputs(answers, k), asked.id or number, told)), "model")
 
 
 def _requests(tensors: dict[str, Tensor]) -> list[Request]:
