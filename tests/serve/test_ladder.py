@@ -171,7 +171,7 @@ class Slow(FakeEngine):
 
 
 def test_a_crowd_moves_an_app_down_its_ladder_and_it_comes_back(call) -> None:
-    engines = [Slow("full", 4.0, 0.2), Slow("cheap", 0.0, 0.1)]
+    engines = [Slow("full", 2.0, 0.2), Slow("cheap", 0.0, 0.1)]
     for engine in engines:
         engine.ms = engine.pace
     fleet = Fleet(engines, budget_s=BUDGET_S)
