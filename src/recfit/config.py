@@ -165,7 +165,9 @@ class Serve:
                 )
             return
         if not self.port:
-            raise ConfigError("serve.port = 0 is for the engine \"local\"; on ray all machines listen at one port, name it")
+            raise ConfigError(
+                'serve.port = 0 is for the engine "local"; on ray all machines listen at one port, name it'
+            )
         if most > 1 and self.redis is None:
             raise ConfigError(f"{most} replicas on ray must share what users do; name a serve.redis")
         for name in ("admin_port", "certificate"):

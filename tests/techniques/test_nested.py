@@ -17,7 +17,7 @@ from recfit.models import Model, as_module
 from recfit.pipeline import Pipeline, Stage
 from recfit.registry import find
 from recfit.techniques import Context, applied, make
-from recfit.techniques._inherit import cut  # noqa: PLC2701
+from recfit.techniques._inherit import cut, principal_axes  # noqa: PLC2701
 from recfit.training import Fit, evaluate
 from recfit.types import ConfigError, Unsupported
 
@@ -72,6 +72,26 @@ def test_a_table_that_has_low_rank_loses_little_along_its_principal_axes(kind: s
     small = (cut(model, "table_dim", width // 2, toys.split()), model.shrink("table_dim", torch.arange(width // 2)))
     errors = [float((scores(part) - scores(model)).norm()) for part in small]
     assert errors[0] < 0.5 * errors[1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_narrow_table_keeps_the_scores_of_requests_better_than_principal_axes_do(kind: str) -> None:
+    model: Any = toys.original(kind).main.model
+    width, split = model.axes()["table_dim"], toys.split()
+    axes = principal_axes(model, split)
+    past = torch.from_numpy(split.train.histories().padded(model.max_history))
+    counts = torch.bincount(torch.from_numpy(split.train.item).long(), minlength=toys.N_ITEMS)
+
+    def error(vectors: torch.Tensor) -> float:
+        """Of the scores of the model's own requests, items counted by the root of their events."""
+        change = model.states(past)[past > 0] @ (model.item_vectors() - vectors).T
+        return float((change.square() * (counts + 1.0).sqrt()).sum())
+
+    with torch.inference_mode():
+        for size in (width // 2, width // 4):
+            small: Any = cut(model, "table_dim", size, split)
+            projected = model.item_vectors() @ axes[:, :size] @ axes[:, :size].T
+            assert error(small.items.widen(small.item_vectors())) < 0.9 * error(projected)
 
 
 @pytest.mark.parametrize("kind", KINDS)

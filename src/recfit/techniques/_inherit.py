@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,19 +11,25 @@ from torch import Tensor
 
 from recfit.models import Causal, Encoder, Model, Rotatable, as_module, is_identity
 from recfit.models._axes import strongest
-from recfit.models._layers import ItemTable
+from recfit.models._layers import ItemTable, copy_features
+from recfit.techniques._subids import importance
 from recfit.types import Split
 
 WIDTHS = ("embedding_dim", "table_dim")
 CALIBRATION = 256  # users whose request vectors are looked at
+READ = (
+    0.1  # share of all directions alike in what counts of an item vector: encoders read it, not only requests score it
+)
 
 
 def cut(model: Model, axis: str, size: int, split: Split) -> Model:
-    """`model` with the `size` units of `axis` that matter most: of `embedding_dim` and `table_dim` the principal axes, where
-    the model can be turned onto them, or the leading ones, where they were trained to stand alone; of `history_length` and
-    `window` the newest events; else by the norm of their weights."""
+    """`model` with the `size` units of `axis` that matter most: of `embedding_dim` the principal axes, where the model can be
+    turned onto them, of `table_dim` those that keep the scores, of both the leading ones where they were trained to stand
+    alone; of `history_length` and `window` the newest events; else by the norm of their weights."""
     front = torch.arange(size)
-    if axis in WIDTHS and not nested(model) and isinstance(model, Rotatable) and "embedding_dim" in model.axes():
+    if axis == "table_dim" and not nested(model) and isinstance(getattr(model, "items", None), ItemTable):
+        return narrowed(model, size, split)
+    if axis == "embedding_dim" and axis in model.axes() and not nested(model) and isinstance(model, Rotatable):
         return model.rotated(principal_axes(model, split)).shrink(axis, front)
     if axis in ("history_length", "window") or (axis in WIDTHS and nested(model)):
         return model.shrink(axis, front)
@@ -34,6 +41,30 @@ def nested(model: Model) -> bool:
     return bool(getattr(model.config, "widths", ()))
 
 
+@torch.no_grad()
+def narrowed(model: Model, size: int, split: Split) -> Model:
+    """`model` with item vectors of `size` numbers, those of which its requests' scores change least.
+
+    Of all `U B`, U [n, size], B [size, d], the one with the least `sum_i w_i |(v_i - u_i B) H^1/2|^2`: H is the second moment
+    of request vectors, of which a share `READ` counts all directions alike, w_i the root of an item's events (low rank by
+    data: Chen et al., DRONE, NeurIPS 2021; in the metric of what it meets: SVD-LLM, Wang et al., arXiv 2403.07378).
+    """
+    small: Any = model.shrink("table_dim", torch.arange(size))
+    source: ItemTable = model.items  # type: ignore[attr-defined]
+    even = torch.eye(source.width, dtype=torch.float64) / source.width
+    values, turn = torch.linalg.eigh((1 - READ) * _requests(model, split) + READ * even)
+    root, back = turn * values.sqrt() @ turn.T, turn / values.sqrt() @ turn.T
+    weights = torch.from_numpy(importance(split)).double().sqrt()[:, None]
+    axes = torch.linalg.svd(weights * source.vectors().double() @ root, full_matrices=False).Vh[:size]
+    change = (root @ axes.T).float()
+    small.items.basis.copy_((axes @ back).float() @ source.widen(torch.eye(source.width)))
+    small.items.weight.copy_(source.weight @ change)
+    if source.features is not None:
+        copy_features(source.features, small.items.features, change)
+    found: Model = small
+    return found
+
+
 def principal_axes(model: Model, split: Split) -> Tensor:
     """An orthogonal matrix [d, d], columns by falling share of the energy of item vectors and request vectors together.
 
@@ -41,14 +72,19 @@ def principal_axes(model: Model, split: Split) -> Tensor:
     """
     assert isinstance(model, Encoder)
     with torch.no_grad():
-        energy = _energy(model.item_vectors())
-        if isinstance(model, Causal):
-            past = split.train.histories().last(model.max_history).take(np.arange(min(CALIBRATION, split.n_users)))
-            tokens = torch.from_numpy(past.padded(model.max_history))
-            energy = energy + _energy(model.states(tokens)[tokens > 0])
-        _, basis = torch.linalg.eigh(energy)
+        _, basis = torch.linalg.eigh(_energy(model.item_vectors()) + _requests(model, split))
     largest_first: Tensor = basis.flip(1).float()
     return largest_first
+
+
+@torch.no_grad()
+def _requests(model: Model, split: Split) -> Tensor:
+    """The second moment of the request vectors of some training histories, of trace 1; zeros where they are not looked at."""
+    if not isinstance(model, Causal):
+        return torch.zeros((), dtype=torch.float64)
+    past = split.train.histories().last(model.max_history).take(np.arange(min(CALIBRATION, split.n_users)))
+    tokens = torch.from_numpy(past.padded(model.max_history))
+    return _energy(model.states(tokens)[tokens > 0])
 
 
 def _energy(vectors: Tensor) -> Tensor:
