@@ -14,6 +14,7 @@ from recfit import models, techniques
 from recfit.models import Solved
 from recfit.pipeline import Pipeline, Stage
 from recfit.techniques import Context, make
+from recfit.techniques._students import students  # noqa: PLC2701
 from recfit.training import Fit, evaluate
 from recfit.types import Unsupported
 
@@ -130,6 +131,14 @@ def test_answers_are_proposed_where_they_are_cheap() -> None:
     for pipeline, count in ((SASREC, 100), (NEUMF, 100), (ALS, 0)):
         (variants,) = techniques.available(["distill"])
         assert {step.cache for step in variants(context_of(pipeline))} == {count}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("layers", "windows"), [(1, []), (2, []), (4, [2]), (10, [2])])
+def test_a_deep_original_is_offered_a_narrow_student_with_a_window(layers: int, windows: list[int]) -> None:
+    original = toys.untrained("sasrec", {**toys.SHAPES["sasrec"][0], "layers": layers})
+    found = [options for kind, options in students(original) if kind == "sasrec"]
+    assert [options["window"] for options in found if "window" in options] == windows
+    assert all(options["layers"] == 2 for options in found if "window" in options)
 
 
 def test_a_ranker_teaches_a_factorization() -> None:
