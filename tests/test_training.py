@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from recfit import models, training
 from recfit.models import Model
 from recfit.training import Distill, Fit, batches, evaluate, train
+from recfit.training.bars import bar
 from recfit.types import ConfigError, DataError, Interactions, Queries, Ragged, Split
 
 SMALL: Mapping[str, dict[str, Any]] = {
@@ -199,6 +201,16 @@ def test_progress_shows_loss_metric_and_time(split: Split, capfd: pytest.Capture
     assert "<" in shown  # tqdm's remaining time
     quiet(new("mlp", split), split, replace(QUICK, epochs=1))
     assert capfd.readouterr().err == ""
+
+
+def test_a_log_file_gets_a_line_a_minute(capfd: pytest.CaptureFixture[str]) -> None:
+    with bar(True, "sasrec", "batch") as shown:
+        shown.total = 10_000
+        for _ in range(10_000):
+            shown.update()
+            shown.set_postfix_str("loss 1", refresh=False)
+            time.sleep(1e-5)
+    assert len(capfd.readouterr().err.split("\r")) <= 5
 
 
 @pytest.mark.parametrize("teaching", ["sasrec", "als", "ease", "neumf"])

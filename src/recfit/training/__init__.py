@@ -18,11 +18,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
-from tqdm import tqdm
 
 from recfit import models
 from recfit.models import Causal, Model, Solved, as_module
 from recfit.training import checkpoint as checkpoints
+from recfit.training.bars import bar
 from recfit.training.batches import Batch, Draw, Sequences, crops, examples, inputs_for
 from recfit.training.checkpoint import Progress
 from recfit.training.evaluation import Evaluation, evaluate
@@ -119,7 +119,7 @@ class _Loop:
         self.step = Step(model, loss, settings.negatives, settings.dtype(), taught)
         self.optimizer = _optimizer(self.module, settings)
         self.plan = _plan(model, settings, teacher, self.sequences)
-        self.bar = tqdm(disable=not progress, desc=model.kind, unit="batch", dynamic_ncols=True)
+        self.bar = bar(progress, model.kind, "batch")
 
     def run(self) -> Progress:
         done = self._resumed() or Progress((), 0, {})

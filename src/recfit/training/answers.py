@@ -21,10 +21,10 @@ import numpy.typing as npt
 import torch
 from numpy.lib.format import open_memmap
 from torch import Tensor
-from tqdm import tqdm
 
 from recfit import models
 from recfit.models import Causal, Model, as_module
+from recfit.training.bars import bar
 from recfit.training.batches import Batch, Sequences, inputs_for
 from recfit.training.settings import has_vectors
 
@@ -81,8 +81,8 @@ def answers(
 
     def fill(make: Callable[[str, tuple[int, ...], Any], npt.NDArray[Any]]) -> Arrays:
         arrays = {name: make(name, *shape) for name, shape in shapes.items()}
-        with tqdm(disable=not progress, desc=f"{teacher.kind} answers", unit="answer", dynamic_ncols=True) as bar:
-            _fill(arrays, teacher, sequences, users, wanted, bar)
+        with bar(progress, f"{teacher.kind} answers", "answer") as shown:
+            _fill(arrays, teacher, sequences, users, wanted, shown)
         return arrays
 
     if folder is None:
@@ -125,7 +125,7 @@ def _key(teacher: Model, sequences: Sequences, users: Tensor, wanted: Wanted) ->
 
 
 @torch.no_grad()
-def _fill(arrays: Arrays, teacher: Model, sequences: Sequences, users: Tensor, wanted: Wanted, bar: Any) -> None:
+def _fill(arrays: Arrays, teacher: Model, sequences: Sequences, users: Tensor, wanted: Wanted, shown: Any) -> None:
     turns = [sequences, sequences.turned()] if wanted.turned and "history" in teacher.inputs else [sequences]
     count = arrays["items"].shape[1]
     for turn, events in enumerate(turns):
@@ -136,7 +136,7 @@ def _fill(arrays: Arrays, teacher: Model, sequences: Sequences, users: Tensor, w
             arrays["items"][lines], arrays["logs"][lines] = items.numpy(), logs.numpy()
             if wanted.vectors:
                 arrays["vectors"][lines] = vectors.numpy()
-            bar.update(len(lines))
+            shown.update(len(lines))
 
 
 def _asked(
