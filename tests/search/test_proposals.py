@@ -9,9 +9,10 @@ import pytest
 from made_study import base_quality, costs, worse
 
 import toys
+from recfit.pipeline import Pipeline, Stage
 from recfit.search import propose
 from recfit.search.budget import Budget
-from recfit.search.propose import SINGLES_SHARE, applies, proposals, singles
+from recfit.search.propose import SINGLES_SHARE, applies, light, proposals, singles
 from recfit.search.recipe import Recipe
 from recfit.search.study import Candidate, Study
 from recfit.techniques import Context, applied, make
@@ -35,6 +36,7 @@ def _techniques(monkeypatch):
     """Variants as two techniques would give them, and no model to ask."""
     monkeypatch.setattr(propose, "available", lambda wanted: [lambda _: STEPS[:4], lambda _: STEPS[4:]])
     monkeypatch.setattr(propose, "applies", lambda recipe, context: True)
+    monkeypatch.setattr(propose, "light", lambda recipe, context: False)
 
 
 @pytest.fixture
@@ -93,6 +95,28 @@ def test_singles_come_first_one_of_each_family_and_the_untrained_before_the_trai
         trains = [recipe.steps[0].trains for recipe in part]
         assert trains == sorted(trains)
     assert max(lengths) >= 3
+
+
+def test_light_trainings_come_before_heavy_ones(monkeypatch):
+    """Behind what needs no training, which has one of each family, and in their order."""
+    monkeypatch.setattr(propose, "light", lambda recipe, context: recipe.families == ("distill",))
+    order = [recipe.name for recipe in singles(CONTEXT, ())]
+    trains = [recipe.steps[0].trains for recipe in singles(CONTEXT, ())]
+    assert sorted(order) == sorted(Recipe((step,)).name for step in STEPS)
+    first = trains.index(True)
+    assert order[first : first + 2] == ["distill(mlp)", "distill(sasrec)"]
+    assert {Recipe((step,)).families[0] for step in STEPS if not step.trains} == {
+        recipe.families[0] for recipe in singles(CONTEXT, ())[:first]
+    }
+
+
+def test_a_student_is_light_beside_a_large_original_and_a_cut_of_the_original_is_not():
+    original = toys.untrained("sasrec", {**toys.SHAPES["sasrec"][0], "layers": 6, "embedding_dim": 64, "ffn": 256})
+    context = Context(toys.split(), Pipeline(Stage(original)), toys.FIT)
+    small = {"layers": 1, "embedding_dim": 16, "heads": 1, "ffn": 16, "max_history": 6}
+    student, cut = make("distill", {"kind": "sasrec", "options": small}), make("prune", {"axis": "ffn", "keep": 0.5})
+    assert light(Recipe((student,)), context)
+    assert not light(Recipe((cut,)), context)
 
 
 def test_singles_leave_room_for_chains(study):

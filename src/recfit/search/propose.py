@@ -9,14 +9,18 @@ from itertools import zip_longest
 import numpy as np
 
 from recfit.measure.statistics import interval
+from recfit.models import as_module
+from recfit.pipeline import Pipeline
 from recfit.search.budget import Budget, Measured, shortfall
 from recfit.search.recipe import Recipe
 from recfit.search.study import Candidate, Study
-from recfit.techniques import Context, applied, available
+from recfit.techniques import Context, Technique, applied, available
 from recfit.types import RecfitError
 
 # The share of the search that goes to single techniques.
 SINGLES_SHARE = 0.4
+# Share of the original's parameters below which a model is trained in a fraction of the time.
+LIGHT = 0.25
 # One chain in so many widens the frontier instead of serving this study's budget.
 BROAD = 2
 POINTS = 4000
@@ -37,13 +41,42 @@ class Proposal:
 
 def singles(context: Context, wanted: Sequence[str]) -> list[Recipe]:
     """Every technique alone: one of each family first, then the others, the variants of each technique in turn; and of
-    both what costs no training before what does."""
+    both what costs no training before what does. Light trainings come as soon as those of a family's first that need none:
+    of a large original many fit into the time that one fine-tuning of it takes."""
     groups = [variants(context) for variants in available(wanted)]
     turns = [step for turn in zip_longest(*groups) for step in turn if step is not None]
     steps = sorted(turns, key=lambda step: step.trains)
     families = [step.family for step in steps]
     heads = [step for index, step in enumerate(steps) if step.family not in families[:index]]
-    return [Recipe((step,)) for step in (*heads, *(step for step in steps if step not in heads))]
+    order = [*heads, *(step for step in steps if step not in heads)]
+
+    def turn(step: Technique) -> int:
+        if step.trains:
+            return 1 if light(Recipe((step,)), context) else 2
+        return 0 if step in heads else 2
+
+    return [Recipe((step,)) for step in sorted(order, key=turn)]
+
+
+def light(recipe: Recipe, context: Context) -> bool:
+    """Whether what `recipe` trains has less than `LIGHT` of the parameters of the original."""
+    try:
+        pipeline = _shaped(recipe, context)
+    except Exception:  # it is refused, or fails, where it is tried
+        return False
+    return _size(pipeline) < LIGHT * _size(context.original)
+
+
+def _size(pipeline: Pipeline) -> int:
+    return sum(part.numel() for part in as_module(pipeline.main.model).parameters())
+
+
+def _shaped(recipe: Recipe, context: Context) -> Pipeline:
+    """`recipe` of untrained structures, in this process."""
+    shapes, pipeline = replace(context, structure_only=True), context.original
+    for step in recipe.steps:
+        pipeline = applied(step, pipeline, shapes)
+    return pipeline
 
 
 def applies(recipe: Recipe, context: Context) -> bool:
@@ -51,11 +84,8 @@ def applies(recipe: Recipe, context: Context) -> bool:
 
     A refusal that is known from the structure takes milliseconds here, and no row of the study.
     """
-    shapes = replace(context, structure_only=True)
-    pipeline = context.original
     try:
-        for step in recipe.steps:
-            pipeline = applied(step, pipeline, shapes)
+        _shaped(recipe, context)
     except RecfitError:
         return False
     except Exception:  # a defect, of a model of the user's own perhaps: the study records what its own process says
