@@ -39,7 +39,7 @@ class Technique:
             state = "is nested already" if nested(model) else "has no item vectors that can be trained nested"
             raise Unsupported(f"{model.kind} {state}; leave matryoshka out of the recipe")
         assert isinstance(model, Rotatable)
-        turned = model.rotated(principal_axes(model, context.split))
+        turned = model if context.structure_only else model.rotated(principal_axes(model, context.split))
         widths = self.widths or _halves(model.axes()["embedding_dim"])
         ready = rebuilt(turned, replace(turned.config, widths=widths))
         as_module(ready).load_state_dict(as_module(turned).state_dict())
