@@ -115,5 +115,5 @@ def test_another_original_is_refused_rather_than_mixed(own, recfit):
     before = own.ledger
     code, _, err = recfit("optimize", own.config)
     assert code == 2
-    assert "holds the study of another original, data set, split or processor" in err
+    assert "holds the study of another original, data set, split, training or processor" in err
     assert own.ledger == before

@@ -72,7 +72,8 @@ def test_the_same_study_goes_on_and_another_is_refused(make):
     Study(study.directory).begin({"data": DATA}, "identity")
     assert len(rows(study)) == count
     with pytest.raises(
-        ConfigError, match=r"another original, data set, split or processor \(its identity is identity, .* other\)"
+        ConfigError,
+        match=r"another original, data set, split, training or processor \(its identity is identity, .* other\)",
     ):
         Study(study.directory).begin({"data": DATA}, "other")
 

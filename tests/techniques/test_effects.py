@@ -107,6 +107,24 @@ def test_fine_tuning_uses_its_own_settings_and_the_original(monkeypatch: pytest.
     assert (told.batch_size, told.threads) == (toys.FIT.batch_size, toys.FIT.threads)
 
 
+@pytest.mark.parametrize(("technique", "kept"), [("reduce", True), ("matryoshka", False)])
+def test_fine_tuning_that_helps_nobody_leaves_the_start(
+    monkeypatch: pytest.MonkeyPatch, technique: str, kept: bool
+) -> None:
+    """But where narrow vectors are trained, which the quality of the whole ones does not tell."""
+
+    def spoiled(self: Context, model: Any, **_: object) -> Any:
+        with torch.no_grad():
+            for part in model.parameters():
+                part.zero_()
+        return model
+
+    monkeypatch.setattr(Context, "train", spoiled)
+    settings: dict[str, Any] = {"axis": "table_dim", "size": 8} if technique == "reduce" else {}
+    out = make(technique, {**settings, "epochs": 3}).apply(SASREC, context_of(SASREC)).main.model
+    assert bool(out.item_vectors().any()) == kept  # type: ignore[attr-defined]
+
+
 def test_rounds_cut_less_and_less_and_share_the_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = spied(monkeypatch)
     step = make("prune", {"axis": "ffn", "keep": 0.25, "rounds": 3, "epochs": 7})

@@ -70,8 +70,8 @@ class Study:
         known = self.facts.get("identity")
         if known not in (None, identity):
             raise ConfigError(
-                f"{self.directory} holds the study of another original, data set, split or processor (its identity is {known}, "
-                f"this run's is {identity}); set [search] directory to a new folder or delete that one"
+                f"{self.directory} holds the study of another original, data set, split, training or processor (its identity "
+                f"is {known}, this run's is {identity}); set [search] directory to a new folder or delete that one"
             )
         if known is None:
             self._append({"row": "study", "identity": identity, **facts})

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Protocol
 
-from recfit.models import Encoder, Model, Solved
+from recfit.models import Encoder, Model, Solved, as_module
 from recfit.pipeline import Pipeline
 from recfit.techniques import Context
 from recfit.techniques._lessons import lesson
-from recfit.training import Hold
+from recfit.training import Hold, evaluate
 from recfit.types import Unsupported
 
 CALIBRATION = 8  # batches whose gradients tell how important a weight is
@@ -35,14 +35,23 @@ def size_of(model: Model, axis: str) -> int:
 
 
 def fine_tuned(
-    pipeline: Pipeline, model: Model, context: Context, settings: FineTuning, hold: Hold | None = None
+    pipeline: Pipeline,
+    model: Model,
+    context: Context,
+    settings: FineTuning,
+    hold: Hold | None = None,
+    *,
+    or_start: bool = True,
 ) -> Pipeline:
     """`pipeline` with the shrunk `model`, fine-tuned for `settings.epochs` (0 leaves it as it was cut) under `hold`.
 
     A solved model stays as it was cut: solving it again would throw away what was kept. An encoder learns from the
-    original's scores too, which come cheap; a ranker's would cost a scan for every event.
+    original's scores too, which come cheap; a ranker's would cost a scan for every event. Where no epoch is as good as the
+    start, that is left, `or_start`: but under a `hold`, or where training is for something that NDCG@10 does not tell.
     """
     if settings.epochs > 0 and not isinstance(model, Solved):
+        keeps = or_start and hold is None and not context.structure_only
+        start = _State(model, context) if keeps else None
         context.train(
             model,
             distill=lesson(context) if isinstance(model, Encoder) else None,
@@ -51,4 +60,22 @@ def fine_tuned(
             data_fraction=settings.data_fraction,
             learning_rate=settings.learning_rate,
         )
+        if start is not None:
+            start.restore_if_better(model, context)
     return pipeline.with_main(replace(pipeline.main, model=model))
+
+
+class _State:
+    """The weights of a model at one time, and how good they were for the requests that end trainings."""
+
+    def __init__(self, model: Model, context: Context) -> None:
+        self.ndcg = _ndcg(model, context)
+        self.weights = {name: part.clone() for name, part in as_module(model).state_dict().items()}
+
+    def restore_if_better(self, model: Model, context: Context) -> None:
+        if self.ndcg > _ndcg(model, context):
+            as_module(model).load_state_dict(self.weights)
+
+
+def _ndcg(model: Model, context: Context) -> float:
+    return evaluate(model, context.split.validation)["ndcg@10"]

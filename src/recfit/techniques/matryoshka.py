@@ -43,7 +43,7 @@ class Technique:
         widths = self.widths or _halves(model.axes()["embedding_dim"])
         ready = rebuilt(turned, replace(turned.config, widths=widths))
         as_module(ready).load_state_dict(as_module(turned).state_dict())
-        return fine_tuned(pipeline, ready, context, self)
+        return fine_tuned(pipeline, ready, context, self, or_start=False)
 
     @classmethod
     def variants(cls, context: Context) -> Sequence[Technique]:
