@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -24,7 +25,7 @@ import urllib.request
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +50,14 @@ SHARE = 0.6
 
 @dataclass(frozen=True)
 class Peer:
-    """A server: a module of this folder or a bundle for recfit, and arguments."""
+    """A server: a module of this folder or a bundle for recfit, and arguments; where it runs."""
 
     name: str
     module: str = ""
     given: tuple[str, ...] = ()
     runtime: str = "onnx"
     bundle: str = ""
+    cores: frozenset[int] = frozenset(SERVER)
 
     def command(self, port: int) -> list[str]:
         if self.bundle:
@@ -110,7 +112,7 @@ def serving(peer: Peer, folder: Path, first: bytes) -> Iterator[Running]:
             env=environment,
             stdout=output,
             stderr=output,
-            preexec_fn=lambda: os.sched_setaffinity(0, SERVER),
+            preexec_fn=lambda: os.sched_setaffinity(0, peer.cores),
         )
     try:
         url = f"http://127.0.0.1:{port}"
@@ -194,22 +196,33 @@ def lines(rows: Sequence[Mapping[str, Any]], chosen: str) -> Iterator[str]:
         yield text
 
 
+def _ours(label: str, served: str) -> Peer:
+    path, *given = shlex.split(served)
+    return Peer(f"recfit, {label}", bundle=path, given=tuple(given))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("settings", type=Path, help="recfit.toml of a study whose original is trained")
     parser.add_argument("requests", type=Path, help="requests with histories as JSON lines")
     parser.add_argument(
-        "bundles", nargs="+", metavar="LABEL=BUNDLE", help="served by recfit; peers are held against the last"
+        "bundles",
+        nargs="+",
+        metavar="LABEL=BUNDLE",
+        help="served by recfit, with options of `recfit serve` behind the path; peers are held against the last",
     )
     parser.add_argument("--p99-ms", type=float, default=5.0)
     parser.add_argument("--seconds", type=float, default=5.0, help="of each run")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", help="peers whose name has this in it")
+    parser.add_argument("--all-cores", action="store_true", help="servers and client share all cores")
     options = parser.parse_args()
-    os.sched_setaffinity(0, CLIENT)
+    everywhere = frozenset(range(os.cpu_count() or 1))
+    cores, client = (everywhere, everywhere) if options.all_cores else (frozenset(SERVER), frozenset(CLIENT))
+    os.sched_setaffinity(0, client)
     requests = read_requests(options.requests)
-    ours = [Peer(f"recfit, {label}", bundle=path) for label, path in (pair.split("=", 1) for pair in options.bundles)]
-    peers = [peer for peer in PEERS if (options.only or "") in peer.name]
+    ours = [replace(_ours(*pair.split("=", 1)), cores=cores) for pair in options.bundles]
+    peers = [replace(peer, cores=cores) for peer in PEERS if (options.only or "") in peer.name]
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -227,9 +240,9 @@ def main() -> None:
             print([*lines(rows, ours[-1].name)][-1], flush=True)
     found = {
         "protocol": f"open loop (Poisson), {options.seconds:g} s a run, 64 connections at most, k = 10, "
-        f"p99 <= {options.p99_ms:g} ms; one thread; server on core {SERVER}, client on core {CLIENT}, loopback; "
+        f"p99 <= {options.p99_ms:g} ms; one thread; server on cores {sorted(cores)}, client on {sorted(client)}, loopback; "
         "no result cache",
-        "bundles": [asdict(peer) for peer in ours],
+        "bundles": [{**asdict(peer), "cores": sorted(peer.cores)} for peer in ours],
         "rows": rows,
     }
     path = save("servers", "", found)
