@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from recfit import models, techniques
 from recfit.models import Solved
 from recfit.pipeline import Pipeline, Stage
 from recfit.techniques import Context, make
+from recfit.techniques._lessons import by_heart, lesson  # noqa: PLC2701
 from recfit.techniques._students import students  # noqa: PLC2701
 from recfit.training import Fit, evaluate
-from recfit.types import Unsupported
+from recfit.types import Queries, Ragged, Unsupported
 
 SASREC, ALS, NEUMF = (toys.original(kind) for kind in ("sasrec", "als", "neumf"))
 
@@ -123,6 +125,33 @@ def test_fine_tuning_that_helps_nobody_leaves_the_start(
     settings: dict[str, Any] = {"axis": "table_dim", "size": 8} if technique == "reduce" else {}
     out = make(technique, {**settings, "epochs": 3}).apply(SASREC, context_of(SASREC)).main.model
     assert bool(out.item_vectors().any()) == kept  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_an_original_that_knows_its_data_by_heart_teaches_nothing(shuffled: bool) -> None:
+    """What users did at random can be learned by heart and no other way."""
+    split = toys.split()
+    if shuffled:
+        items = np.random.default_rng(0).permutation(split.train.item)
+        split = replace(split, train=replace(split.train, item=items))
+    model = toys.untrained("sasrec", toys.SHAPES["sasrec"][0])
+    context = Context(split, Pipeline(Stage(model)), replace(toys.FIT, epochs=60, patience=60))
+    past = split.train.histories()
+    last = [Ragged.from_lists([line[part] for line in past]) for part in (slice(-1), slice(-1, None))]
+    known = replace(split, validation=Queries(np.arange(split.n_users, dtype=np.int32), *last))
+    replace(context, split=known).train(model)  # which keeps the epoch that knows them best
+    assert by_heart(context) == shuffled
+    assert (lesson(context) is None) == shuffled
+    (variants,) = techniques.available(["distill"])
+    assert {(step.alpha, step.beta) for step in variants(context)} == {  # type: ignore[attr-defined]
+        (0.0, 1.0) if shuffled else (0.7, 0.3)
+    }
+
+
+def test_a_student_of_labels_alone_asks_no_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = spied(monkeypatch)
+    make("distill", {"kind": "mlp", "alpha": 0.0, "beta": 1.0}).apply(SASREC, context_of(SASREC))
+    assert [call["teacher"] for call in calls] == [None]
 
 
 def test_rounds_cut_less_and_less_and_share_the_epochs(monkeypatch: pytest.MonkeyPatch) -> None:

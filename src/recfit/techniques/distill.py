@@ -13,7 +13,7 @@ from recfit import models
 from recfit.pipeline import Pipeline, Stage
 from recfit.techniques import Context
 from recfit.techniques._inherit import inherit
-from recfit.techniques._lessons import ITEMS, kept
+from recfit.techniques._lessons import ITEMS, by_heart, kept
 from recfit.techniques._students import students
 from recfit.training import Distill
 from recfit.types import Unsupported
@@ -49,9 +49,12 @@ class Technique:
         lesson = Distill(
             teacher, self.alpha, self.beta, self.temperature, self.loss, self.hint, self.cache, context.folder
         )
-        return pipeline.with_main(Stage(context.train(student, distill=lesson)))
+        teaches = self.alpha > 0 or self.hint > 0
+        return pipeline.with_main(Stage(context.train(student, distill=lesson if teaches else None)))
 
     @classmethod
     def variants(cls, context: Context) -> Sequence[Technique]:
-        model = context.original.main.model
-        return [cls(kind, options, cache=kept(context)) for kind, options in students(model)]
+        found = students(context.original.main.model)
+        if found and by_heart(context):  # they start from the original all the same
+            return [cls(kind, options, alpha=0.0, beta=1.0) for kind, options in found]
+        return [cls(kind, options, cache=kept(context)) for kind, options in found]
