@@ -20,7 +20,8 @@ test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest
 
 # The scenarios that recfit started from. The movie original trains for an hour or more; interrupt it, the same command
-# goes on. FRAPPE names a folder with the two files that benchmarks/seeds/ctr/run.py reads; without one it is left out.
+# goes on. BEAUTY names a file of "user item item ..." lines, FRAPPE a folder with the two files that
+# benchmarks/seeds/ctr/run.py reads; what is not named is left out.
 RECIPES := $(BIN)/python -m benchmarks.recipes
 SEEDS := benchmarks/seeds
 bench-seeds: $(VENV)/.dev
@@ -29,6 +30,7 @@ bench-seeds: $(VENV)/.dev
 	$(RECIPES) $(SEEDS)/ncf/settings.toml $(SEEDS)/ncf/recipes.toml --data $(DATA) --metric recall@10
 	$(RECIPES) $(SEEDS)/small/settings.toml $(SEEDS)/small/recipes.toml --data $(DATA)
 	$(RECIPES) $(SEEDS)/small/settings.toml $(SEEDS)/distillation/recipes.toml --data $(DATA)
+	$(if $(BEAUTY),$(RECIPES) $(SEEDS)/beauty/settings.toml $(SEEDS)/beauty/recipes.toml --data $(BEAUTY))
 	$(if $(FRAPPE),$(BIN)/python -m benchmarks.seeds.ctr.run $(FRAPPE) runs/seeds/ctr)
 
 # The movie scenario on MovieLens-100K with a small deep original, in half an hour.

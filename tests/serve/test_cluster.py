@@ -19,7 +19,7 @@ from test_shared import Redis
 
 from recfit.config import Serve
 from recfit.engine import open_bundle
-from recfit.serve.cluster import FLAGS
+from recfit.serve.cluster import FLAGS, Replica
 from recfit.types import ConfigError, Request
 
 START_S, STOP_S = 180.0, 90.0
@@ -80,6 +80,14 @@ def test_it_answers_what_the_engine_answers_and_replicas_share_events(bundle: Pa
     for _ in range(10):  # a new connection each, so that both replicas are asked
         found = httpx.post(f"{served}/v1/recommend", json={"user_id": "1"}, timeout=30).json()
         assert first not in {item["item_id"] for item in found["items"]}
+
+
+def test_a_replica_holds_the_models_that_it_is_asked_for(bundle: Path, call) -> None:
+    replica = Replica(str(bundle), Serve(models={"other": [str(bundle)], "never": [str(bundle / "nowhere")]}))
+    app = replica.__serve_build_asgi_app__()
+    assert call(app, "POST", "/v1/recommend", json={"user_id": "1", "model": "other"}).status_code == 200
+    told = {model["name"]: bool(model["bundles"]) for model in call(app, "GET", "/v1/models").json()["models"]}
+    assert told == {"default": True, "other": True, "never": False}
 
 
 @pytest.mark.parametrize(
