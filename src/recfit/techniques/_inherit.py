@@ -17,9 +17,8 @@ from recfit.types import Split
 
 WIDTHS = ("embedding_dim", "table_dim")
 CALIBRATION = 256  # users whose request vectors are looked at
-READ = (
-    0.1  # share of all directions alike in what counts of an item vector: encoders read it, not only requests score it
-)
+# Share of all directions alike in what counts of an item vector: encoders read it, not only requests score it.
+READ = 0.1
 
 
 def cut(model: Model, axis: str, size: int, split: Split) -> Model:
