@@ -131,7 +131,10 @@ def test_a_fused_graph_never_shows_what_is_no_number(exported: Exported) -> None
     assert np.isfinite(answer.scores).all()
 
 
-def test_a_fused_graph_refuses_a_table_whose_rows_it_cannot_read(exported: Exported) -> None:
+def test_a_fused_graph_refuses_a_table_whose_rows_it_cannot_read(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("recfit.tables.int4.row_nodes")  # which a format need not have
     stage = Stage(toys.original("sasrec").main.model, table="int4")
     with pytest.raises(Unsupported, match="int4"):
         exported(Pipeline(stage, runtime=RuntimePlan("fused")))
@@ -141,10 +144,21 @@ def test_a_fused_graph_refuses_a_table_whose_rows_it_cannot_read(exported: Expor
 
 @pytest.mark.parametrize(
     ("table", "options"),
-    [("pq", {"parts": 4, "codes": 16}), ("pq", {"parts": 4, "codes": 32, "rotate": True}), ("binary", {})],
+    [
+        ("pq", {"parts": 4, "codes": 16}),
+        ("pq", {"parts": 4, "codes": 32, "rotate": True}),
+        ("binary", {}),
+        ("int4", {}),
+        ("int4", {"block": 16}),
+    ],
 )
-def test_a_fused_graph_reads_and_scans_codes(table: str, options: dict[str, object], exported: Exported) -> None:
-    stage = replace(toys.original("sasrec").main, table=table, table_options=options)
+@pytest.mark.parametrize("dim", [16, 12])
+def test_a_fused_graph_reads_and_scans_codes(
+    table: str, options: dict[str, object], dim: int, exported: Exported
+) -> None:
+    model = toys.original("sasrec").main.model
+    model = model if dim == 16 else model.shrink("table_dim", torch.arange(dim))
+    stage = Stage(model, table=table, table_options=options)
     requests = [request for _, history, request in requests_of((UNKNOWN,)) if history]
     fused, apart = (open_bundle(exported(Pipeline(stage, runtime=RuntimePlan(name)))) for name in ("fused", "ort"))
     for one, other in zip(fused.recommend(requests), apart.recommend(requests), strict=True):

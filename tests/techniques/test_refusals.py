@@ -242,11 +242,6 @@ def test_openvino_is_proposed_where_it_is_installed(installed: bool, monkeypatch
     [
         (
             "sasrec",
-            [("quantize", {"graph": "float32", "table": "int4"})],
-            "ONNX has no single rows of a table of format 'int4'",
-        ),
-        (
-            "sasrec",
             [("two_stage", {"retriever": "itself", "table": "hnsw", "candidates": 20})],
             "ONNX cannot search a table of format 'hnsw'",
         ),

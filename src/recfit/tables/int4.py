@@ -49,7 +49,39 @@ def write(vectors: FloatArray, directory: Path, config: Config) -> None:
         "accuracy_level": 1,
     }
     node = helper.make_node("MatMulNBits", ["query", "rows", "scales"], ["scores"], domain="com.microsoft", **settings)
-    _scan.write_graph(directory, [node], config.dim, {"rows": codes, "scales": scales})
+    _scan.write_graph(directory, [node], config.dim, {"rows": codes, "scales": scales}, {"row.dim": [config.dim]})
+
+
+def row_nodes(items: str, rows: str) -> list[Any]:
+    """As `widened`: two numbers of each byte, times their block's scale, without what fills the last block."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    def constant(name: str, value: Any) -> Any:
+        return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(value))
+
+    return [
+        constant("row.radix", np.int32(16)),
+        constant("row.middle", np.float32(MIDDLE)),
+        constant("row.last", np.array([-1])),
+        constant("row.pair", np.array([-1, -2])),
+        constant("row.first", np.array([0])),
+        helper.make_node("Gather", ["rows", items], ["row.bytes"]),
+        helper.make_node("Cast", ["row.bytes"], ["row.codes"], to=TensorProto.INT32),
+        helper.make_node("Mod", ["row.codes", "row.radix"], ["row.low"]),
+        helper.make_node("Div", ["row.codes", "row.radix"], ["row.high"]),
+        helper.make_node("Unsqueeze", ["row.low", "row.last"], ["row.even"]),
+        helper.make_node("Unsqueeze", ["row.high", "row.last"], ["row.odd"]),
+        helper.make_node("Concat", ["row.even", "row.odd"], ["row.pairs"], axis=-1),
+        helper.make_node("Cast", ["row.pairs"], ["row.digits"], to=TensorProto.FLOAT),
+        helper.make_node("Sub", ["row.digits", "row.middle"], ["row.units"]),
+        helper.make_node("Gather", ["scales", items], ["row.scale"]),
+        helper.make_node("Unsqueeze", ["row.scale", "row.pair"], ["row.scales"]),
+        helper.make_node("Mul", ["row.units", "row.scales"], ["row.blocks"]),
+        helper.make_node("Shape", [items], ["row.shape"]),
+        helper.make_node("Concat", ["row.shape", "row.last"], ["row.flat"], axis=0),
+        helper.make_node("Reshape", ["row.blocks", "row.flat"], ["row.whole"]),
+        helper.make_node("Slice", ["row.whole", "row.first", "row.dim", "row.last"], [rows]),
+    ]
 
 
 def packed(vectors: FloatArray, config: Config) -> tuple[npt.NDArray[np.uint8], FloatArray]:
