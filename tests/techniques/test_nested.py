@@ -19,7 +19,7 @@ from recfit.registry import find
 from recfit.techniques import Context, applied, make
 from recfit.techniques._inherit import cut, principal_axes  # noqa: PLC2701
 from recfit.training import Fit, evaluate
-from recfit.types import ConfigError, Unsupported
+from recfit.types import ConfigError, Request, Unsupported
 
 Exported = Callable[[Pipeline], Path]
 KINDS = ("sasrec", "mlp")
@@ -175,3 +175,27 @@ def test_a_table_is_no_wider_than_its_model(kind: str) -> None:
     config = find("models", kind).Config
     with pytest.raises(ConfigError, match=rf"model.{kind}.table_dim = 9 is outside 0 to 8"):
         config(embedding_dim=8, table_dim=9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("table", "options"), [("int4", {"block": 16}), ("pq", {"parts": 4, "codes": 16})])
+def test_few_bits_meet_narrow_vectors_that_were_turned_for_them(
+    kind: str, table: str, options: dict[str, Any], exported: Exported
+) -> None:
+    """The narrow vectors' numbers are of falling size, which one scale for all of them would not survive."""
+    pipeline = toys.original(kind)
+    small: Any = cut(pipeline.main.model, "table_dim", pipeline.main.model.axes()["table_dim"] // 2, toys.split())
+    with torch.no_grad():
+        small.items.weight[:, 0] *= 4.0
+    narrow = Pipeline(Stage(small))
+    step = make("quantize", {"graph": "float32", "table": table, "table_options": options})
+    out = applied(step, narrow, context_of(narrow))
+    torch.testing.assert_close(scores(out.main.model), scores(small), rtol=1e-3, atol=1e-3)
+    left = [
+        open_bundle(exported(Pipeline(Stage(model, table=table, table_options=options))))
+        for model in (out.main.model, small)
+    ]
+    whole, request = open_bundle(exported(narrow)), Request(history=toys.around().item_ids[:3])
+    wanted = whole.score(request, toys.around().item_ids)
+    errors = [float(np.abs(engine.score(request, toys.around().item_ids) - wanted).mean()) for engine in left]
+    assert errors[0] < errors[1]

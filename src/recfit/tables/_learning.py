@@ -70,11 +70,17 @@ def rotation(
     """An orthogonal R [d, d] for which `approximated(vectors @ R)` is near `vectors @ R`: the code and the rotation
     (orthogonal Procrustes) improve in turn, from a random start that spreads what is large over all coordinates."""
     weighed = vectors if weights is None else vectors * weights[:, None]
-    draws = np.random.default_rng(SEED).standard_normal((vectors.shape[1], vectors.shape[1]))
-    basis: FloatArray = np.linalg.qr(draws)[0].astype(np.float32)
+    basis = random_rotation(vectors.shape[1])
     for _ in range(ROUNDS):
         left, _, right = np.linalg.svd(weighed.T @ approximated(vectors @ basis))
         basis = (left @ right).astype(np.float32)
+    return basis
+
+
+def random_rotation(dim: int) -> FloatArray:
+    """An orthogonal matrix [dim, dim] that spreads what is large over all coordinates; always the same one."""
+    draws = np.random.default_rng(SEED).standard_normal((dim, dim))
+    basis: FloatArray = np.linalg.qr(draws)[0].astype(np.float32)
     return basis
 
 

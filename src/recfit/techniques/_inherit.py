@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -62,6 +63,20 @@ def narrowed(model: Model, size: int, split: Split) -> Model:
         copy_features(source.features, small.items.features, change)
     found: Model = small
     return found
+
+
+@torch.no_grad()
+def turned(model: Model, turn: Tensor) -> Model:
+    """`model`, whose item vectors are narrower than itself, with these times `turn`, orthogonal [width, width]: the matrix that
+    widens them takes it back, so that no score changes."""
+    copied = copy.deepcopy(model)
+    items: ItemTable = copied.items  # type: ignore[attr-defined]
+    assert items.basis is not None
+    items.weight.copy_(items.weight @ turn)
+    if items.features is not None:
+        items.features.weight.copy_(items.features.weight @ turn)
+    items.basis.copy_(turn.T @ items.basis)
+    return copied
 
 
 def principal_axes(model: Model, split: Split) -> Tensor:

@@ -13,13 +13,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
+
 from recfit import graphs
 from recfit.export import Surroundings, export, sensitivities, surroundings
 from recfit.measure import lists, quality
+from recfit.models import Model
+from recfit.models._layers import ItemTable
 from recfit.options import check_choice, check_ranges, from_options
 from recfit.pipeline import Pipeline, Stage
 from recfit.registry import find, names
+from recfit.tables._learning import coded_rotation, random_rotation
 from recfit.techniques import Context
+from recfit.techniques._inherit import turned
 from recfit.types import ConfigError, Queries, Unsupported
 
 AUTO = "auto"
@@ -74,11 +80,27 @@ class Technique:
                 f"{stage.model.kind} has no item table of its own to store in fewer bits; name a format for its graph"
             )
         if has_table:
-            stage = replace(stage, table=self.table, table_options=self.table_options)
+            model = self._levelled(stage.model, context)
+            stage = replace(stage, model=model, table=self.table, table_options=self.table_options)
         if self.graph != "float32":
             stage = replace(stage, graph=self.graph, graph_options=dict(self.graph_options))
             stage = self._restored(stage, context)
         return pipeline.with_main(stage)
+
+    def _levelled(self, model: Model, context: Context) -> Model:
+        """`model` with narrow item vectors turned as few bits hold them best, which costs no byte: their numbers come by
+        falling size, and one scale for all would be that of the first. By chance for `int4` (as in QuaRot, arXiv
+        2404.00456), learned for `pq` (OPQ: Ge et al., CVPR 2013)."""
+        items = getattr(model, "items", None)
+        if self.table not in ("int4", "pq") or not isinstance(items, ItemTable) or items.basis is None:
+            return model
+        vectors = items.vectors().detach().float().numpy()
+        config = from_options(find("tables", self.table).Config, {**self.table_options, "dim": items.width}, "table")
+        if self.table == "pq" and not context.structure_only:
+            basis = coded_rotation(vectors, config.parts, config.codes)
+        else:
+            basis = random_rotation(items.width)
+        return turned(model, torch.from_numpy(basis))
 
     def _restored(self, stage: Stage, context: Context) -> Stage:
         """`stage` with its worst layers left float32. An untrained one has none that are worse than others."""
