@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -33,5 +34,10 @@ def command() -> str:
     """How this run was started; of what lies elsewhere only the names."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     program = f"-m {spec.name}" if spec else sys.argv[0]
-    given = [Path(part).name if Path(part).is_absolute() else part for part in sys.argv[1:]]
-    return " ".join(("python", program, *given))
+    return shlex.join(("python", *program.split(), *map(_shown, sys.argv[1:])))
+
+
+def _shown(part: str) -> str:
+    """An argument, or LABEL=PATH, without the folders of this machine."""
+    label, mark, path = part.rpartition("=")
+    return label + mark + (Path(path).name if Path(path).is_absolute() else path)

@@ -242,7 +242,7 @@ def main() -> None:
         "protocol": f"open loop (Poisson), {options.seconds:g} s a run, 64 connections at most, k = 10, "
         f"p99 <= {options.p99_ms:g} ms; one thread; server on cores {sorted(cores)}, client on {sorted(client)}, loopback; "
         "no result cache",
-        "bundles": [{**asdict(peer), "cores": sorted(peer.cores)} for peer in ours],
+        "bundles": [{**asdict(peer), "bundle": Path(peer.bundle).name, "cores": sorted(peer.cores)} for peer in ours],
         "rows": rows,
     }
     path = save("servers", "", found)
