@@ -18,8 +18,6 @@ import socket
 import subprocess
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +29,7 @@ from typing import Any
 
 import numpy as np
 from benchmarks.record import save
-from benchmarks.started import CLIENT, SERVER, Started, started
+from benchmarks.started import CLIENT, SERVER, Started, send, started
 
 from recfit.data.requests import read_requests
 from recfit.loadtest import Found, Load, find_most, run
@@ -58,18 +56,6 @@ class Setting:
 
 Fault = Callable[[Started], str]
 """Breaks something; returns what came of it beside the load."""
-
-
-def send(url: str, body: bytes, method: str = "POST") -> int:
-    """The status of one request; 0 where nobody answers."""
-    asked = urllib.request.Request(url, body or None, {"content-type": "application/json"}, method=method)
-    try:
-        with urllib.request.urlopen(asked, timeout=30) as answer:
-            return int(answer.status)
-    except urllib.error.HTTPError as error:
-        return error.code
-    except OSError:
-        return 0
 
 
 def after(true: Callable[[], bool]) -> float:

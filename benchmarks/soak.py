@@ -16,8 +16,6 @@ import os
 import socket
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +25,7 @@ from typing import Any
 import numpy as np
 import psutil
 from benchmarks.record import save
-from benchmarks.started import CLIENT, started
+from benchmarks.started import CLIENT, send, started
 
 from recfit.data.requests import read_requests
 from recfit.loadtest import Load, run
@@ -35,16 +33,6 @@ from recfit.types import Request
 
 SLICE_S = 10.0
 BROKEN = (b"{", b'{"k": -1}', b'{"history": 7}', b"\xff\xfe", b"")
-
-
-def send(url: str, body: bytes, method: str = "POST") -> int:
-    """The status of one request."""
-    asked = urllib.request.Request(url, body, {"content-type": "application/json"}, method=method)
-    try:
-        with urllib.request.urlopen(asked, timeout=30) as answer:
-            return int(answer.status)
-    except urllib.error.HTTPError as error:
-        return error.code
 
 
 def disturb(
