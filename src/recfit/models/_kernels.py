@@ -40,6 +40,31 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, real: Tensor
     return joined
 
 
+def shifted(line: Tensor, count: int, width: int) -> Tensor:
+    """All `count` windows of `width` numbers of a line, the last one first: [H, count + width - 1] -> [H, count, width].
+
+    A graph's line is a constant, so ONNX Runtime makes the windows once, when it opens the graph.
+    """
+    if torch.onnx.is_in_onnx_export():
+        made: Tensor = _Shifted.apply(line, count, width)  # type: ignore[no-untyped-call]
+        return made
+    return line.unfold(1, width, 1).flip(1)
+
+
+def newest(table: Tensor, *sizes: Tensor) -> Tensor:
+    """The last entries of `table` along its last axes, along each as many as one of `sizes`, [B, n, ...], has positions."""
+    if torch.onnx.is_in_onnx_export():
+        kept: Tensor = _Newest.apply(table, *sizes)  # type: ignore[no-untyped-call]
+        return kept
+    return _last(table, sizes)
+
+
+def _last(table: Tensor, sizes: tuple[Tensor, ...]) -> Tensor:
+    for axis, size in enumerate(sizes, table.ndim - len(sizes)):
+        table = table.narrow(axis, table.shape[axis] - size.shape[1], size.shape[1])
+    return table
+
+
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, gain: Tensor) -> Tensor:
@@ -63,3 +88,38 @@ class _Attend(torch.autograd.Function):
         given = (query, key, value, nothing, real, bias)
         settings = {"num_heads_i": heads, "mask_filter_value_f": MASKED}
         return graph.op("com.microsoft::MultiHeadAttention", *given, **settings).setType(query.type())
+
+
+class _Shifted(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, line: Tensor, count: int, width: int) -> Tensor:
+        return line.unfold(1, width, 1).flip(1)
+
+    @staticmethod
+    def symbolic(graph: Any, line: Any, count: int, width: int) -> Any:
+        def number(value: int) -> Any:
+            return graph.op("Constant", value_t=torch.tensor(value))
+
+        # The exporter would fold all of this, and the file hold the place of every number, but for `Abs`.
+        last, first = graph.op("Abs", number(count - 1)), graph.op("Abs", number(0))
+        starts, places = (
+            graph.op("Range", last, number(-1), number(-1)),
+            graph.op("Range", first, number(width), number(1)),
+        )
+        rows = graph.op("Unsqueeze", starts, graph.op("Constant", value_t=torch.tensor([1])))
+        windows = graph.op("Gather", line, graph.op("Add", rows, places), axis_i=1)
+        return windows.setType(line.type().with_sizes([None, count, width]))
+
+
+class _Newest(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, *sizes: Tensor) -> Tensor:
+        return _last(table, sizes)
+
+    @staticmethod
+    def symbolic(graph: Any, table: Any, *sizes: Any) -> Any:
+        lengths = [graph.op("Shape", size, start_i=1, end_i=2) for size in sizes]
+        starts = graph.op("Neg", graph.op("Concat", *lengths, axis_i=0) if len(lengths) > 1 else lengths[0])
+        ends = graph.op("Constant", value_t=torch.full((len(sizes),), torch.iinfo(torch.int64).max))
+        axes = graph.op("Constant", value_t=torch.arange(-len(sizes), 0))
+        return graph.op("Slice", table, starts, ends, axes).setType(table.type().with_sizes(None))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from recfit.models import Catalogue, Model, rebuilt
 from recfit.models._axes import check_keep, narrowed, newest_kept, no_axis, recency
 from recfit.models._codes import CodedTable, check_table, copy_items, item_table
-from recfit.models._kernels import MASKED, attend, rms_norm
+from recfit.models._kernels import MASKED, attend, newest, rms_norm, shifted
 from recfit.models._layers import Dropout, check_features, factored, factors, selector
 from recfit.options import check_ranges
 
@@ -70,22 +70,15 @@ class Config:
 
     def needed(self, layer: int) -> int:
         """How many of the newest positions a layer has to answer for the last one to answer the newest."""
-        return 1 + (self.layers - 1 - layer) * (self.seen(1) - 1)
-
-
-def _distances(length: int, seen: int) -> Tensor:
-    """How far before each position each other lies, int64 [L, L]; -1, the last entry of what it indexes, for those that are
-    later, or not among the `seen` ones."""
-    positions = torch.arange(length)
-    back = (positions[:, None] - positions).clamp(min=-1)
-    return torch.where(back < seen, back, -1)
+        return min(1 + (self.layers - 1 - layer) * (self.seen(1) - 1), self.max_history)
 
 
 class Block(nn.Module):
     """Attention, then a two-layer network, each added to its input: hidden [B, L, d] -> [B, Lq, d]."""
 
-    def __init__(self, config: Config, seen: int) -> None:
+    def __init__(self, config: Config, at: int) -> None:
         super().__init__()
+        self.longest = config.needed(at - 1) if at else config.max_history
         d, inner = config.embedding_dim, config.heads * config.width
         self.heads, self.width = config.heads, config.width
         self.query = nn.Linear(d, inner, bias=False)
@@ -94,25 +87,41 @@ class Block(nn.Module):
         self.out = nn.Linear(inner, d, bias=False)
         self.up = nn.Linear(d, config.ffn, bias=False)
         self.down = nn.Linear(config.ffn, d, bias=False)
-        self.distance = nn.Parameter(torch.zeros(config.heads, seen))
+        self.distance = nn.Parameter(torch.zeros(config.heads, config.seen(at)))
         self.dropout = Dropout(config.dropout)
         for layer in (self.out, self.down):
             nn.init.normal_(layer.weight, std=(2 * config.layers * layer.in_features) ** -0.5)
 
-    def forward(self, hidden: Tensor, real: Tensor, distances: Tensor | None, asked: int = 0) -> Tensor:
-        """`real` bool [B, L] tells events from padding, `distances` how far they lie apart; None asks the newest only, `asked`
-        so many of the newest (0: all)."""
+    def forward(self, hidden: Tensor, real: Tensor, asked: int = 0) -> Tensor:
+        """`real` bool [B, L] tells events from padding; `asked` so many of the newest are asked (0: all)."""
         normed = rms_norm(hidden)
-        if distances is None:
-            asking, mixed = hidden[:, -1:], self._newest(normed, real)
-        else:
-            bias = F.pad(self.distance, (0, 1), value=MASKED)[None][:, :, distances[-asked:]]
-            query = self.query(normed[:, -asked:])
-            mixed = attend(query, self.key(normed), self.value(normed), bias, real, self.heads)
-            asking = hidden[:, -asked:]
+        query = self.query(normed[:, -asked:])
+        bias = self._bias(query, normed, asked)
+        mixed = attend(query, self.key(normed), self.value(normed), bias, real, self.heads)
+        return self._added(hidden[:, -asked:], mixed)
+
+    def newest(self, hidden: Tensor, real: Tensor) -> Tensor:
+        """Like `forward` for the newest position alone, [B, 1, d]."""
+        return self._added(hidden[:, -1:], self._newest(rms_norm(hidden), real))
+
+    def _added(self, asking: Tensor, mixed: Tensor) -> Tensor:
         asking = asking + self.dropout(self.out(mixed))
         answer: Tensor = asking + self.dropout(self.down(F.gelu(self.up(rms_norm(asking)))))
         return answer
+
+    def _bias(self, asking: Tensor, asked: Tensor, most: int) -> Tensor:
+        """The bias of each of the newest positions `asking` [B, Lq, _], `most` at most (0: any), on each of those that are
+        `asked` [B, L, _]: [1, H, Lq, L]; those that are later, or too far before, are not seen."""
+        if (
+            torch.onnx.is_in_onnx_export()
+        ):  # once for the longest history: its last rows and columns are any shorter one's
+            return newest(self._shifted(most or self.longest, self.longest)[None], asking, asked)
+        return self._shifted(asking.shape[1], asked.shape[1])[None]
+
+    def _shifted(self, asking: int, asked: int) -> Tensor:
+        back = self.distance[:, :asked].flip(1)
+        before, after = (back.new_full((self.heads, n), MASKED) for n in (asked - back.shape[1], asking - 1))
+        return shifted(torch.cat((before, back, after), 1), asking, asked)
 
     def _newest(self, normed: Tensor, real: Tensor) -> Tensor:
         """What the newest position attends to, [B, L, d] -> [B, 1, heads * width].
@@ -125,7 +134,7 @@ class Block(nn.Module):
         query = self.query(normed[:, -1:]).view(-1, self.heads, 1, self.width)
         asked = reduce(matmul, key_inner, query @ (key.view(shape) * self.width**-0.5))
         scores = asked.view(-1, self.heads, self.query.in_features) @ normed.transpose(1, 2)
-        bias = self.distance.flip(1)[:, -normed.shape[1] :]
+        bias = newest(self.distance.flip(1), normed)
         weights = (scores + bias + torch.where(real, 0.0, MASKED)[:, None]).softmax(-1)
         seen = reduce(matmul, [matrix.T for matrix in value_inner], (weights @ normed)[:, :, None])
         mixed = seen @ value.view(shape).transpose(1, 2)
@@ -171,7 +180,7 @@ class SasRec(nn.Module):
         self.config, self.catalogue, self.max_history = config, catalogue, config.max_history
         described = catalogue.item_features if config.features else None
         self.items = item_table(catalogue.n_items, config, 0.02, described)
-        self.blocks = nn.ModuleList(Block(config, config.seen(layer)) for layer in range(config.layers))
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.enter = nn.Parameter(torch.tensor(float(config.embedding_dim) ** 0.5))
         self.leave = nn.Parameter(torch.tensor(1.0))
         self.dropout = Dropout(config.dropout)
@@ -184,15 +193,15 @@ class SasRec(nn.Module):
         hidden, real = self.items.widen(vectors) * self.enter, history > 0
         for layer, block in enumerate(self.blocks[:-1]):
             asked = self.config.needed(layer) if self.config.window else 0
-            hidden = block(hidden, real, _distances(hidden.shape[1], self.config.seen(layer)), asked)
+            hidden = block(hidden, real, asked)
             real = real[:, -asked:]
-        newest = self.blocks[-1](hidden, real, None)
+        newest: Tensor = self.blocks[-1].newest(hidden, real)  # type: ignore[operator]
         return self.items.narrow(rms_norm(newest[:, 0], self.leave))
 
     def states(self, history: Tensor) -> Tensor:
         hidden = self.dropout(self.items.widen(self.items.lookup(history)) * self.enter)
-        for layer, block in enumerate(self.blocks):
-            hidden = block(hidden, history > 0, _distances(history.shape[1], self.config.seen(layer)))
+        for block in self.blocks:
+            hidden = block(hidden, history > 0)
         return self.items.narrow(rms_norm(hidden, self.leave))
 
     def item_vectors(self) -> Tensor:
