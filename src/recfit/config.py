@@ -99,8 +99,9 @@ class Serve:
     find it. With `engine` "ray" they are replicas on Ray Serve, on one machine or many, up to `most_workers` as the load asks
     for (0: no more). Models run on the event loop or in so many `threads` of each. `events` is the file that keeps what users
     do while it runs (None: it is forgotten at the end). After SIGTERM it goes on for `drain_s` seconds, until load balancers
-    have noticed. `results_mb` of answers are kept for those who ask the same again. Servers that are given the same `redis`
-    share events (instead of the file) and answers.
+    have noticed. `results_mb` of answers are kept for those who ask the same again. `session_mb` of what the model of each
+    bundle worked out are kept for those who ask with an event more; above 0 it also makes bundles whose graphs can go on so.
+    Servers that are given the same `redis` share events (instead of the file) and answers.
     `cheaper` are bundles that answer where the first cannot keep `budget_ms`, the best first; who would wait longer than
     `shed_ms` is told to come back. `models` are more bundles by
     name, a path or a list of them as a ladder of their own, loaded when they are asked for first; above `memory_mb` of
@@ -120,6 +121,7 @@ class Serve:
     events: str | None = None
     drain_s: float = 1.0
     results_mb: float = 32.0
+    session_mb: float = 0.0
     redis: str | None = None
     models: Mapping[str, Any] = field(default_factory=dict)
     cheaper: tuple[str, ...] = ()
@@ -136,7 +138,7 @@ class Serve:
     def __post_init__(self) -> None:
         check_ranges("serve", self, port=(0, 65535), workers=(1, 1024), most_workers=(0, 1024), threads=(0, 1024))
         check_ranges("serve", self, drain_s=(0, 3600), memory_mb=(0, 1e9))
-        check_ranges("serve", self, budget_ms=(0.1, 1e6), shed_ms=(0.1, 1e9), results_mb=(0, 1e6))
+        check_ranges("serve", self, budget_ms=(0.1, 1e6), shed_ms=(0.1, 1e9), results_mb=(0, 1e6), session_mb=(0, 1e6))
         if (self.certificate is None) != (self.private_key is None):
             raise ConfigError("serve.certificate and serve.private_key go together; give both, or neither")
         if self.redis is not None and self.events is not None:

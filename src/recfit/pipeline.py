@@ -60,11 +60,13 @@ class CachePlan:
 
 @dataclass(frozen=True)
 class RuntimePlan:
-    """Which file of `runtimes/` runs the stages, with how many threads, and its own options."""
+    """Which file of `runtimes/` runs the stages, with how many threads, and its own options; with `sessions` the graphs go on,
+    where they can, from what they worked out for the events before."""
 
     name: str = "ort"
     threads: int = 1
     options: Mapping[str, Any] = field(default_factory=dict)
+    sessions: bool = False
 
 
 @dataclass(frozen=True)

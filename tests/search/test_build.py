@@ -95,16 +95,27 @@ def test_the_stored_histories_are_one_event_behind_what_is_asked(workshop, split
     assert len(open_files(tmp_path / "bundle").histories) == 0
 
 
+def test_bundles_of_a_workshop_with_sessions_go_on(workshop, tmp_path):
+    model = models.build("sasrec", {"embedding_dim": 8}, workshop.served().retrieve.model.catalogue)
+    pipelines.save(Pipeline(Stage(model)), workshop.original)
+    build(workshop, job(tmp_path / "plain"))
+    build(replace(workshop, sessions=True), job(tmp_path / "going on"))
+    plain, going_on = (read_manifest(tmp_path / name)["pipeline"]["retrieve"] for name in ("plain", "going on"))
+    assert plain["remembers"] == 0 < going_on["remembers"]
+
+
 @pytest.mark.parametrize(("histories", "kept"), [("bundle", True), ("request", False)])
-def test_a_study_says_whether_bundles_store_histories(tmp_path, histories, kept):
+def test_a_study_says_how_bundles_are_served(tmp_path, histories, kept):
     events = [f"{n % 9},{n % 7},{n}" for n in range(90)]
     (tmp_path / "events.csv").write_text("\n".join(["user_id,item_id,timestamp", *events]))
     settings = config.Settings(
         config.Data(str(tmp_path / "events.csv")),
         search=config.Search(str(tmp_path / "study")),
-        serve=config.Serve(histories=histories),
+        serve=config.Serve(histories=histories, session_mb=0.0 if kept else 8.0),
     )
-    assert prepare(settings, say=lambda _: None).workshop.keep_histories is kept
+    workshop = prepare(settings, say=lambda _: None).workshop
+    assert workshop.keep_histories is kept
+    assert workshop.sessions is not kept
 
 
 @pytest.mark.parametrize(

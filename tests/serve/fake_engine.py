@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from starlette.types import ASGIApp
 
+from recfit.runtimes import Sessions
 from recfit.serve.app import make_app
 from recfit.serve.fleet import Fleet
 from recfit.types import FloatArray, Recommendation, Request
@@ -20,6 +21,7 @@ class FakeEngine:
 
     def __init__(self, during: Callable[[Request], None] = lambda request: None) -> None:
         self.during = during
+        self.sessions: Sequence[Sessions] = ()
         self.manifest: Mapping[str, Any] = {
             "format": 1,
             "name": "toy",

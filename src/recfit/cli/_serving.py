@@ -33,6 +33,10 @@ def add_commands(commands: Commands) -> None:
     serve.add_argument("--certificate", help="a PEM file for TLS ...")
     serve.add_argument("--private-key", help="... and that of its key")
     serve.add_argument("--results-mb", type=float, help="answers kept for those who ask the same again (default: 32)")
+    text = (
+        "memory to go on from what was worked out for a user's older events (default: that of the recfit.toml, else 0)"
+    )
+    serve.add_argument("--session-mb", type=float, help=text)
     serve.add_argument("--experiments", help="a TOML file of A/B tests and shadows, read again when it changes")
     serve.add_argument("--exposures", help="the log of what users in an experiment were shown and did")
     serve.add_argument("--redis", help="servers that are given the same address share events and answers")

@@ -16,7 +16,7 @@ from recfit import graphs, models
 from recfit.export import _sparse
 from recfit.export.surroundings import Surroundings
 from recfit.export.tracing import write_graph
-from recfit.models import Tied
+from recfit.models import Continuing, Tied
 from recfit.pipeline import Pipeline, Stage
 from recfit.registry import find
 from recfit.runtimes import StageSpec
@@ -35,11 +35,13 @@ def write_stage(name: str, directory: Path, pipeline: Pipeline, around: Surround
     spec = replace(
         _described(stage), runtime=runtime.__name__.rsplit(".", 1)[1], options=dict(pipeline.runtime.options)
     )
+    if pipeline.runtime.sessions and getattr(runtime, "SESSIONS", False):
+        spec = replace(spec, remembers=_remembers(stage))
     if spec.runtime == "torch":
         models.save(stage.model, directory / "model")
         return spec
     spec, feed = _write_float32(stage, spec, around, directory)
-    spec = replace(spec, alone=getattr(find("graphs", stage.graph), "ALONE", False))
+    spec = replace(spec, alone=_alone(stage))
     if report and stage.graph != "float32":
         _write_report(stage, directory, feed)
     graphs.convert(directory / GRAPH, stage.graph, stage.graph_options, feed)
@@ -47,6 +49,15 @@ def write_stage(name: str, directory: Path, pipeline: Pipeline, around: Surround
     if convert := getattr(runtime, "convert", None):
         convert(directory, spec)
     return spec
+
+
+def _remembers(stage: Stage) -> int:
+    """How many numbers the graph of `stage` can leave of each event, for requests that go on from there; 0: it can't."""
+    return stage.model.remembers if isinstance(stage.model, Continuing) and not _alone(stage) else 0
+
+
+def _alone(stage: Stage) -> bool:
+    return getattr(find("graphs", stage.graph), "ALONE", False)
 
 
 def sensitivities(stage: Stage, around: Surroundings) -> list[graphs.LayerError]:
@@ -65,7 +76,7 @@ def _write_float32(
     stage: Stage, spec: StageSpec, around: Surroundings, directory: Path
 ) -> tuple[StageSpec, graphs.Feed]:
     """The graph as it is exported, and the item table; returns how they are stored, and inputs of the graph."""
-    write_graph(stage, directory / GRAPH)
+    write_graph(stage, directory / GRAPH, spec.remembers)
     if stage.kind == "encoder":
         spec = replace(spec, tied=isinstance(stage.model, Tied), table=_write_table(stage, directory / "table"))
     known = around.histories, around.user_features, around.fallback

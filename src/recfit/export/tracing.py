@@ -15,9 +15,15 @@ from recfit.pipeline import Stage
 OPSET = 17
 
 
-def write_graph(stage: Stage, path: Path) -> None:
-    """The ONNX graph of a stage, with dynamic batch, history and candidate lengths."""
+def write_graph(stage: Stage, path: Path, remembers: int = 0) -> None:
+    """The ONNX graph of a stage, with dynamic batch, history and candidate lengths. With `remembers` it goes on from so many
+    numbers of each event before, `past`, and gives those of the new ones, `left`."""
     names, arguments = example_inputs(stage)
+    outputs = {"output": {0: "batch"}}
+    if remembers:
+        names.append("past")
+        arguments.append(torch.zeros(2, 3, remembers))
+        outputs["left"] = {0: "batch", 1: "history"}
     axes = {
         name: dict(enumerate(("batch", name)[: argument.ndim])) for name, argument in zip(names, arguments, strict=True)
     }
@@ -32,8 +38,8 @@ def write_graph(stage: Stage, path: Path) -> None:
             tuple(arguments),
             str(path),
             input_names=names,
-            output_names=["output"],
-            dynamic_axes={**axes, "output": {0: "batch"}},
+            output_names=[*outputs],
+            dynamic_axes={**axes, **outputs},
             opset_version=OPSET,
             dynamo=False,
         )
@@ -70,18 +76,17 @@ def _length(stage: Stage) -> int:
 
 
 class _Graph(nn.Module):
-    """Presents `encode`, `encode_vectors` or `score` as a `forward` with positional arguments."""
+    """Presents `encode`, `encode_vectors`, `encode_on` or `score` as a `forward` with positional arguments."""
 
     def __init__(self, stage: Stage, names: list[str]) -> None:
         super().__init__()
         self.stage, self.names = stage, names
         self.model: Any = stage.model
 
-    def forward(self, *arguments: Tensor) -> Tensor:
+    def forward(self, *arguments: Tensor) -> Any:
         given = dict(zip(self.names, arguments, strict=True))
         if self.stage.kind == "ranker":
-            scores: Tensor = self.model.score(**given)
-            return scores
-        encode = self.model.encode_vectors if isinstance(self.model, Tied) else self.model.encode
-        vector: Tensor = encode(**given)
-        return vector
+            return self.model.score(**given)
+        if "past" in given:
+            return self.model.encode_on(**given)
+        return self.model.encode_vectors(**given) if isinstance(self.model, Tied) else self.model.encode(**given)

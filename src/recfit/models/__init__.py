@@ -116,6 +116,22 @@ class Tied(Protocol):
 
 
 @runtime_checkable
+class Continuing(Tied, Protocol):
+    """A tied encoder that can go on from what it worked out for the events before."""
+
+    @property
+    def remembers(self) -> int:
+        """How many numbers it leaves of each event; 0 where it can't go on."""
+        ...
+
+    def encode_on(self, history: Tensor, vectors: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+        """Like `encode_vectors` for the whole history, of which `history` [B, N] and `vectors` [B, N, d] are the newest
+        events, and `past` [B, P, m] what those before left (zeros for padding): the vector [B, d], and what the newest
+        leave, [B, N, m]."""
+        ...
+
+
+@runtime_checkable
 class Causal(Protocol):
     """An encoder that can answer after every prefix at once; training uses it."""
 

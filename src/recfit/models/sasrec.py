@@ -95,14 +95,19 @@ class Block(nn.Module):
     def forward(self, hidden: Tensor, real: Tensor, asked: int = 0) -> Tensor:
         """`real` bool [B, L] tells events from padding; `asked` so many of the newest are asked (0: all)."""
         normed = rms_norm(hidden)
-        query = self.query(normed[:, -asked:])
-        bias = self._bias(query, normed, asked)
-        mixed = attend(query, self.key(normed), self.value(normed), bias, real, self.heads)
-        return self._added(hidden[:, -asked:], mixed)
+        asking = normed[:, -asked:]
+        return self.attended(hidden[:, -asked:], asking, self.key(normed), self.value(normed), real, asked)
 
-    def newest(self, hidden: Tensor, real: Tensor) -> Tensor:
-        """Like `forward` for the newest position alone, [B, 1, d]."""
-        return self._added(hidden[:, -1:], self._newest(rms_norm(hidden), real))
+    def attended(
+        self, hidden: Tensor, normed: Tensor, key: Tensor, value: Tensor, real: Tensor, most: int = 0
+    ) -> Tensor:
+        """The positions `hidden` and `normed`, `most` at most (0: any), after they asked the keys and values of all."""
+        query = self.query(normed)
+        return self._added(hidden, attend(query, key, value, self._bias(query, key, most), real, self.heads))
+
+    def newest(self, hidden: Tensor, normed: Tensor, real: Tensor) -> Tensor:
+        """The newest position of `hidden`, [B, 1, d], after it asked all of `normed`."""
+        return self._added(hidden[:, -1:], self._newest(normed, real))
 
     def _added(self, asking: Tensor, mixed: Tensor) -> Tensor:
         asking = asking + self.dropout(self.out(mixed))
@@ -195,8 +200,37 @@ class SasRec(nn.Module):
             asked = self.config.needed(layer) if self.config.window else 0
             hidden = block(hidden, real, asked)
             real = real[:, -asked:]
-        newest: Tensor = self.blocks[-1].newest(hidden, real)  # type: ignore[operator]
+        return self._answered(hidden, rms_norm(hidden), real)
+
+    def _answered(self, hidden: Tensor, normed: Tensor, real: Tensor) -> Tensor:
+        """The vector of the newest position, after the last block: `normed` has all positions that it looks at."""
+        newest: Tensor = self.blocks[-1].newest(hidden, normed, real)  # type: ignore[operator]
         return self.items.narrow(rms_norm(newest[:, 0], self.leave))
+
+    @property
+    def remembers(self) -> int:
+        return 0 if self.config.window else sum(self._kept)
+
+    @property
+    def _kept(self) -> list[int]:
+        """Numbers that an event leaves: a 1 for not being padding, a key and a value in every block but the last, which
+        looks at the event itself."""
+        inner = self.config.heads * self.config.width
+        return [1, *[inner] * (2 * self.config.layers - 2), self.config.embedding_dim]
+
+    def encode_on(self, history: Tensor, vectors: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self.items.widen(vectors) * self.enter
+        known, *before, seen = torch.split(past, self._kept, -1)
+        left = [(history > 0)[..., None].to(hidden.dtype)]
+        real = torch.cat((known, left[0]), 1)[..., 0] > 0
+        inner: list[Block] = list(self.blocks[:-1])  # type: ignore[arg-type]
+        for block, keys, values in zip(inner, before[::2], before[1::2], strict=True):
+            normed = rms_norm(hidden)
+            key, value = block.key(normed), block.value(normed)
+            left += [key, value]
+            hidden = block.attended(hidden, normed, torch.cat((keys, key), 1), torch.cat((values, value), 1), real)
+        left.append(rms_norm(hidden))
+        return self._answered(hidden, torch.cat((seen, left[-1]), 1), real), torch.cat(left, -1)
 
     def states(self, history: Tensor) -> Tensor:
         hidden = self.dropout(self.items.widen(self.items.lookup(history)) * self.enter)

@@ -4,7 +4,7 @@ A runtime's file offers `open_scorer(directory, stage, threads) -> Scorer`, and,
 exported, `convert(directory, stage)`, which replaces the files there by what it reads. Where its scorers score single items
 by scoring all of them, `RESCORER` names the runtime that takes its place in a second stage. Where it does not run every
 format of `graphs/`, `GRAPHS` names those that it runs; where it does not run every stage, `check(kind, table, tied)` raises
-`Unsupported` for one that it does not, before anything is trained.
+`Unsupported` for one that it does not, before anything is trained. `SESSIONS = True` says that its scorers keep `Sessions`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ class StageSpec:
 
     `kind` is `encoder` or `ranker`; `inputs` what its graph takes; `max_history` how much history it reads;
     `tied` that it reads the table's rows of the history; `table` the format and settings of an encoder's table; `alone` that
-    requests which run together would change each other's answers, so that each runs alone.
+    requests which run together would change each other's answers, so that each runs alone; `remembers` how many numbers its
+    graph leaves of each event, for requests that go on from there (0: it can't).
     """
 
     kind: str
@@ -37,6 +38,7 @@ class StageSpec:
     table: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     alone: bool = False
+    remembers: int = 0
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,11 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.users)
+
+    def only(self, lines: Sequence[int], newest: int) -> Batch:
+        """The requests at `lines`, with no more than so many events, at least 1."""
+        codes = None if self.user_features is None else self.user_features[lines]
+        return Batch(self.users[lines], [self.histories[line][-newest:] for line in lines], codes)
 
     def tokens(self, max_history: int) -> IntArray:
         """int64 [B, L], left-padded with 0, L the longest history of the batch, at least 1 and at most `max_history`."""
@@ -70,6 +77,16 @@ class Batch:
         if "user_features" in spec.inputs and self.user_features is not None:
             arrays["user_features"] = self.user_features
         return arrays
+
+
+class Sessions(Protocol):
+    """What a scorer keeps of histories for the requests that go on from them; its `sessions`, where its stage `remembers`.
+    Nothing is kept before `most_bytes` are allowed."""
+
+    most_bytes: int
+    bytes: int
+    hits: int
+    misses: int
 
 
 class Rescorer(Protocol):

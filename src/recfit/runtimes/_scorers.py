@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 
 from recfit.runtimes import Batch, Scorer, StageSpec
+from recfit.runtimes._sessions import Sessions
 from recfit.tables import Searchable, Table, opened
 from recfit.topk import Found, best
 from recfit.types import FloatArray, IntArray, Rows
@@ -26,6 +27,14 @@ class Graph(Protocol):
     def __call__(self, inputs: Mapping[str, Any]) -> FloatArray: ...
 
 
+class Continued(Graph, Protocol):
+    """A graph that takes what the events before left, `past`, and gives what the new ones leave."""
+
+    def outputs(self, inputs: Mapping[str, Any]) -> Sequence[FloatArray]:
+        """The vectors [B, d], and what each event leaves, [B, N, m]."""
+        ...
+
+
 Scores = Callable[[FloatArray], FloatArray]
 """Every item's score for queries [B, dim]: float32 [B, n_items]."""
 Search = Callable[[FloatArray, int, Sequence[Rows]], list[Found]]
@@ -38,6 +47,8 @@ def scorer(graph: Graph, spec: StageSpec, directory: Path, threads: int, scan: C
         return RankerScorer(graph, spec)
     table = opened(directory / "table", spec.table, threads)
     search = table.search if isinstance(table, Searchable) else exhaustive(scan(table))
+    if spec.remembers:
+        return SessionScorer(cast(Continued, graph), table, search, spec)
     return EncoderScorer(graph, table, search, spec)
 
 
@@ -53,10 +64,13 @@ class EncoderScorer:
         self._graph, self._table, self._search, self._spec = graph, table, search, spec
 
     def encode(self, batch: Batch) -> FloatArray:
-        inputs: dict[str, Any] = batch.inputs(self._spec)
+        return self._graph(self._inputs(batch))
+
+    def _inputs(self, batch: Batch, **more: Any) -> Mapping[str, Any]:
+        inputs: dict[str, Any] = {**batch.inputs(self._spec), **more}
         if self._spec.tied:
             inputs["vectors"] = self._vectors(inputs["history"])
-        return self._graph({name: inputs[name] for name in self._graph.takes})
+        return {name: inputs[name] for name in self._graph.takes}
 
     def _vectors(self, tokens: IntArray) -> FloatArray:
         """The table's rows of the history: float32 [B, L, d], zeros where it is padded."""
@@ -70,6 +84,21 @@ class EncoderScorer:
 
     def rescore(self, batch: Batch, candidates: IntArray) -> FloatArray:
         return self._table.rescore(self.encode(batch), np.maximum(candidates, 0))
+
+
+class SessionScorer(EncoderScorer):
+    """An encoder that goes on from what it worked out for the events before."""
+
+    def __init__(self, graph: Continued, table: Table, search: Search, spec: StageSpec) -> None:
+        super().__init__(graph, table, search, spec)
+        self._continued, self.sessions = graph, Sessions(spec.remembers, spec.max_history)
+
+    def encode(self, batch: Batch) -> FloatArray:
+        return np.stack(self.sessions.answers(batch, self._encode_on))
+
+    def _encode_on(self, _: Sequence[int], batch: Batch, past: FloatArray) -> tuple[Sequence[FloatArray], FloatArray]:
+        vectors, left = self._continued.outputs(self._inputs(batch, past=past))
+        return [*vectors], left
 
 
 class RankerScorer:

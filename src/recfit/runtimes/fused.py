@@ -16,12 +16,14 @@ import numpy as np
 
 from recfit.registry import find
 from recfit.runtimes import Batch, Scorer, StageSpec
+from recfit.runtimes._sessions import Sessions
 from recfit.runtimes.ort import GRAPH, session
 from recfit.tables import _scan
 from recfit.topk import Found
 from recfit.types import FloatArray, IntArray, Rows, Unsupported
 
 FUSED = "fused.onnx"
+SESSIONS = True
 RESCORER = "ort"  # a fused graph gives lists: it scores single items by listing all
 
 
@@ -64,6 +66,7 @@ def convert(directory: Path, spec: StageSpec) -> None:
         value("top_rows", TensorProto.INT64, ["batch", "k"]),
     ]
     more_inputs = [value("gone", TensorProto.INT64, ["pairs", 2]), value("k", TensorProto.INT64, [1])]
+    found += encoder.graph.output[1:]  # what the events leave, where others go on from there
     graph = helper.make_graph([*nodes, *filtering], "fused", [*inputs, *more_inputs], found, [*constants, *more])
     opsets = {part.domain: part for part in (*encoder.opset_import, helper.make_opsetid("com.microsoft", 1))}
     model = helper.make_model(graph, opset_imports=opsets.values(), ir_version=9)
@@ -125,12 +128,26 @@ class Fused:
     def __init__(self, session: Any, spec: StageSpec) -> None:
         self._session, self._spec = session, spec
         self._takes = {given.name for given in session.get_inputs()}
+        self.sessions = Sessions(spec.remembers, spec.max_history) if spec.remembers else None
 
     def top(self, batch: Batch, k: int, gone: Sequence[Rows]) -> list[Found]:
+        if self.sessions is None:
+            return self._run(batch, k, gone)[0]
+
+        def run(lines: Sequence[int], part: Batch, past: FloatArray) -> tuple[list[Found], FloatArray]:
+            found, [left] = self._run(part, k, [gone[line] for line in lines], past=past)
+            return found, left
+
+        return self.sessions.answers(batch, run)
+
+    def _run(
+        self, batch: Batch, k: int, gone: Sequence[Rows], **more: FloatArray
+    ) -> tuple[list[Found], Sequence[FloatArray]]:
+        """The lists, and what else the graph gives."""
         inputs = {name: values for name, values in batch.inputs(self._spec).items() if name in self._takes}
         width = np.array([min(k, self._spec.n_items)])
-        values, rows = self._session.run(None, {**inputs, "gone": _pairs(gone), "k": width})
-        return [_alive(*found) for found in zip(rows, values, strict=True)]
+        values, rows, *left = self._session.run(None, {**inputs, **more, "gone": _pairs(gone), "k": width})
+        return [_alive(*found) for found in zip(rows, values, strict=True)], left
 
     def rescore(self, batch: Batch, candidates: IntArray) -> FloatArray:
         scores = np.full((len(batch), self._spec.n_items), -np.inf, np.float32)

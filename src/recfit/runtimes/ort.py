@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from recfit.runtimes._scorers import scorer
 from recfit.types import BundleError, FloatArray
 
 GRAPH = "model.onnx"
+SESSIONS = True
 LEVELS = {
     "none": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
     "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
@@ -42,12 +43,15 @@ def open_scorer(directory: Path, spec: StageSpec, threads: int) -> Scorer:
 
 
 class Graph:
-    """A session that is asked for its one output."""
+    """A session that is asked for its first output, or for all."""
 
     def __init__(self, session: onnxruntime.InferenceSession) -> None:
         self._session = session
         self.takes = tuple(argument.name for argument in session.get_inputs())
 
     def __call__(self, inputs: Mapping[str, Any]) -> FloatArray:
-        output: FloatArray = self._session.run(None, inputs)[0]
-        return output
+        return self.outputs(inputs)[0]
+
+    def outputs(self, inputs: Mapping[str, Any]) -> Sequence[FloatArray]:
+        found: list[FloatArray] = self._session.run(None, inputs)
+        return found

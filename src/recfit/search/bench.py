@@ -108,6 +108,7 @@ def prepare(settings: config.Settings | str | Path, say: Say = print) -> Bench:
         progress=True,
         keep_histories=settings.serve.histories == "bundle",
         serve_threads=search.serve_threads,
+        sessions=settings.serve.session_mb > 0,
     )
     plan = Plan(requests=search.requests, rate=search.rate)
     return Bench(settings, interactions, choosing, study, workshop, budget, plan, say)

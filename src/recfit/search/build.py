@@ -21,7 +21,7 @@ from recfit.types import Ragged, Split
 class Workshop:
     """What every build of a study shares. `original` and `models` are folders: the original, and trained prefixes.
     `keep_histories`: whether bundles store what users did, or requests bring it. Bundles answer on `serve_threads`,
-    unless a recipe has its own."""
+    unless a recipe has its own, and go on from `sessions` where they can."""
 
     split: Split
     original: Path
@@ -31,6 +31,7 @@ class Workshop:
     progress: bool
     keep_histories: bool = True
     serve_threads: int = 1
+    sessions: bool = False
 
     def served(self) -> Pipeline:
         """The original as it is served."""
@@ -54,6 +55,7 @@ def build(workshop: Workshop, job: Job) -> str:
     torch.set_num_threads(workshop.threads)
     recipe = Recipe.from_json(job.recipe)
     pipeline = _applied(recipe, workshop, job)
+    pipeline = replace(pipeline, runtime=replace(pipeline.runtime, sessions=workshop.sessions))
     past = snapshot(workshop.split, final=job.final)
     around = surroundings(workshop.split, past, workshop.keep_histories)
     described = {"id": recipe.id, "steps": job.recipe}

@@ -136,7 +136,8 @@ def identity(settings: config.Settings, split: Split) -> str:
     search, here = settings.search, machine()
     events = [split.target_hash, split.protocol, len(split.train), len(split.validation), _features(split)]
     original = [asdict(settings.model), _content(settings.model)]
-    how = [dict(search.fit), search.serve_threads, settings.serve.histories]
+    how: list[Any] = [dict(search.fit), search.serve_threads, settings.serve.histories]
+    how += ["sessions"] if settings.serve.session_mb else []
     parts = [*events, *original, *how, here["cpu"], here["cores"], here["isa"]]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 

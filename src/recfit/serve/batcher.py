@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from recfit.runtimes import Sessions
 from recfit.serve.ladder import Ladder
 from recfit.types import FloatArray, Recommendation, Request
 
@@ -31,6 +32,9 @@ class Recommender(Protocol):
 
     @property
     def manifest(self) -> Mapping[str, Any]: ...
+
+    @property
+    def sessions(self) -> Sequence[Sessions]: ...
 
     def recommend(
         self, requests: Sequence[Request], k: int = 10, *, spent: dict[str, float] | None = None

@@ -19,7 +19,6 @@ from starlette.types import ASGIApp
 
 from recfit.bundle import read_manifest
 from recfit.config import Serve
-from recfit.serve.fleet import opened
 from recfit.types import ConfigError
 
 FLAGS = {
@@ -38,11 +37,10 @@ class Replica:
     """One process of the cluster. The bundle lies at the same path on every machine."""
 
     def __init__(self, bundle: str, settings: Serve) -> None:
-        from recfit.serve.run import app_of
+        from recfit.serve.run import app_of, engines_of
 
-        engines = [opened(Path(path)) for path in (bundle, *settings.cheaper)]
         self._open = ExitStack()
-        self._app = self._open.enter_context(app_of(engines, settings))
+        self._app = self._open.enter_context(app_of(engines_of(Path(bundle), settings), settings))
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return self._app

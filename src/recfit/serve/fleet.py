@@ -57,10 +57,11 @@ class Model:
         return self.rungs[0]
 
 
-def opened(path: Path) -> Recommender:
-    """The engine of a bundle, verified and warm."""
+def opened(path: Path, session_mb: float = 0.0) -> Recommender:
+    """The engine of a bundle, verified and warm, which may keep so much of sessions."""
     engine = open_bundle(path)
     engine.warm_up()
+    engine.keep_sessions(session_mb)
     return engine
 
 

@@ -100,7 +100,7 @@ class _State(Collector):
                 promised.add_metric((name,), model.best.quality)
             if (expected := model.ladder.quality()) is not None:
                 quality.add_metric((name,), expected)
-        yield from (bundles, answered, level, promised, quality)
+        yield from (bundles, answered, level, promised, quality, *self._sessions())
         shadowed = CounterMetricFamily(
             "recfit_shadow_requests", "Requests that a shadow model was asked too", labels=("model", "outcome")
         )
@@ -119,3 +119,20 @@ class _State(Collector):
         asked.add_metric(("shared",), found.shared)  # the same was being answered for somebody else
         yield asked
         yield GaugeMetricFamily("recfit_results_bytes", "Bytes of the result cache", found.bytes)
+
+    def _sessions(self) -> Iterator[Metric]:
+        asked = CounterMetricFamily(
+            "recfit_sessions",
+            "Histories that a model read, by whether it went on from what it knew of one",
+            labels=("model", "rung", "outcome"),
+        )
+        held = GaugeMetricFamily(
+            "recfit_session_bytes", "Bytes of the sessions that are kept", labels=("model", "rung")
+        )
+        for name, model in self._fleet.loaded.items():
+            for rung, served in enumerate(model.rungs):
+                if kept := served.engine.sessions:
+                    asked.add_metric((name, f"{rung}", "hit"), sum(part.hits for part in kept))
+                    asked.add_metric((name, f"{rung}", "miss"), sum(part.misses for part in kept))
+                    held.add_metric((name, f"{rung}"), sum(part.bytes for part in kept))
+        yield from (asked, held)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import socket
 import ssl
@@ -31,6 +32,8 @@ from recfit.serve.shared import Shared, SharedEvents, SharedResults
 from recfit.serve.workers import Told
 from recfit.types import ConfigError
 
+log = logging.getLogger("recfit.serve")
+
 KEEP_ALIVE_S = 75
 """Longer than the idle time of common load balancers (60 s), so that it is never the server that hangs up first."""
 GRACE_S = 30
@@ -58,7 +61,18 @@ def run(bundle: str | Path, settings: Serve, *, json_greeting: bool = False) -> 
 
 
 def _work(bundle: Path, settings: Serve, listeners: Sequence[socket.socket], tell: Callable[[Told], None]) -> None:
-    serve([opened(path) for path in (bundle, *map(Path, settings.cheaper))], listeners, settings, tell)
+    serve(engines_of(bundle, settings), listeners, settings, tell)
+
+
+def engines_of(bundle: Path, settings: Serve) -> list[Recommender]:
+    """The engines of the bundles that are served first, the best first."""
+    engines = [opened(path, settings.session_mb) for path in (bundle, *map(Path, settings.cheaper))]
+    if settings.session_mb and not any(engine.sessions for engine in engines):
+        message = (
+            "session_mb = %g is of no use: %s cannot go on from a session; set it in the recfit.toml that makes it"
+        )
+        log.warning(message, settings.session_mb, bundle)
+    return engines
 
 
 def _say(told: Sequence[Told], json_greeting: bool = False) -> None:
@@ -104,6 +118,7 @@ def app_of(
         most_mb=settings.memory_mb,
         budget_s=settings.budget_ms / 1e3,
         shed_s=settings.shed_ms / 1e3,
+        open_engine=partial(opened, session_mb=settings.session_mb),
     )
     with ExitStack() as stack:
         events, second = _stores(settings)

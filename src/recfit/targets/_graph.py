@@ -76,6 +76,10 @@ def _only_stage(bundle: Bundle) -> StageSpec:
         raise Unsupported(
             f"{_named(bundle)} runs on {spec.runtime} and has no ONNX graph; export its recipe with runtime name='ort'"
         )
+    if spec.remembers:
+        raise Unsupported(
+            f"{_named(bundle)} goes on from sessions of a server; make it again with [serve] session_mb = 0"
+        )
     return spec
 
 
