@@ -78,8 +78,24 @@ def test_a_session_event_by_event(both: tuple[Engine, Engine]) -> None:
         request = asking(events[:size])
         assert_same(engine.recommend([request]), plain.recommend([request]))
     [kept], [other] = engine.sessions, plain.sessions
-    assert kept.hits == LONGEST - 16  # all but the first that is kept, up to the first that lost its oldest event
+    assert (
+        kept.hits == LONGEST - 16 + 3
+    )  # from the first that is kept on; beyond, two events leave with every second one
     assert other.hits == other.bytes == 0 < kept.bytes
+
+
+def test_a_long_history_is_read_from_an_event_that_stays(exported: Exported) -> None:
+    """40 events are read in strides of 2: of 41 the newest 39, of 42 all 40 that are left of the same start."""
+    engine, plain = open_bundle(exported(going_on())), open_bundle(exported(Pipeline(Stage(model()))))
+    events = [at * 7 % toys.N_ITEMS for at in range(42)]
+    for size, read in ((40, 40), (41, 39), (42, 40)):
+        assert_same(engine.recommend([asking(events[:size])], 3), plain.recommend([read_only(events[:size], read)], 3))
+
+
+def read_only(events: Sequence[int], newest: int) -> Request:
+    """A request that reads no more than these, and shows none of the others."""
+    ids = [toys.around().item_ids[row] for row in events]
+    return Request(history=tuple(ids[-newest:]), exclude=tuple(ids[:-newest]))
 
 
 def test_many_sessions_in_batches_of_all_kinds(both: tuple[Engine, Engine]) -> None:
