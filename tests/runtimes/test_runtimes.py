@@ -20,11 +20,13 @@ from onnx.reference import ReferenceEvaluator
 import toys
 from recfit import models
 from recfit.engine import Engine, open_bundle
+from recfit.graphs import folded
 from recfit.models import as_module, rebuilt
 from recfit.pipeline import Pipeline, RuntimePlan, Stage
 from recfit.registry import names
 from recfit.runtimes import Batch, StageSpec, ort
 from recfit.runtimes import numpy as numpy_runtime
+from recfit.techniques import Context, make
 from recfit.types import BundleError, Recommendation, Request, Unsupported
 
 Exported = Callable[[Pipeline], Path]
@@ -103,6 +105,61 @@ def test_rescoring_agrees_with_the_scan(opened: tuple[Pipeline, Engine]) -> None
     again = scorer.rescore(batch, candidates)
     real = candidates >= 0
     np.testing.assert_allclose(again[real], wanted[real], rtol=1e-4, atol=1e-5)
+
+
+AHEAD = RuntimePlan("fused", options={"ahead": True})
+TRANSFORMERS = toys.SHAPES["sasrec"]
+
+
+@pytest.mark.parametrize("options", TRANSFORMERS, ids=str)
+def test_what_is_made_of_items_ahead_changes_no_answer(options: dict[str, object], exported: Exported) -> None:
+    pipeline = Pipeline(Stage(toys.trained("sasrec", options), table="float32"), runtime=AHEAD)
+    engine = open_bundle(exported(pipeline))
+    plain = open_bundle(exported(replace(pipeline, runtime=RuntimePlan("fused"))))
+    for user, history, request in requests_of():
+        answer = engine.recommend([request], 10)[0]
+        assert answer.items == plain.recommend([request], 10)[0].items
+        if answer.source == "model":
+            toys.assert_ranks(rows_of(answer), answer.scores, toys.expected(pipeline, user, history), 10, 1e-4)
+
+
+@pytest.mark.parametrize("graph", names("graphs"))
+@pytest.mark.parametrize("table", ["float32", "int8", "int4"])
+def test_ahead_is_when_the_bundle_is_opened(graph: str, table: str, exported: Exported, tmp_path: Path) -> None:
+    """Of the graph that runs, no node is left that has constants alone, and none that would make keys of all items."""
+    stage = Stage(toys.trained("sasrec", TRANSFORMERS[0]), graph, table=table)
+    before, step = Pipeline(stage), make("runtime", {"name": "fused", "ahead": True})
+    context = Context(toys.split(), before, toys.FIT)
+    if not folded(graph):
+        with pytest.raises(Unsupported, match=f"format '{graph}' ahead"):
+            step.apply(before, context)
+        return
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "open.onnx")
+    options.log_severity_level = 3
+    path = exported(step.apply(before, context)) / "retrieve" / "fused.onnx"
+    onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    found = onnx.load(tmp_path / "open.onnx", load_external_data=False).graph
+    constants = {part.name for part in found.initializer}
+    assert all(set(filter(None, node.input)) - constants for node in found.node)
+    assert any([*part.dims] == [toys.N_ITEMS + 1, 16] for part in found.initializer)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("mlp", "fused"), ("sasrec", "ort"), ("als", "fused")])
+def test_nothing_to_look_at_ahead_is_refused(kind: str, name: str) -> None:
+    pipeline = toys.original(kind)
+    with pytest.raises(Unsupported, match="only a fused Transformer looks at items ahead"):
+        make("runtime", {"name": name, "ahead": True}).apply(pipeline, Context(toys.split(), pipeline, toys.FIT))
+
+
+@pytest.mark.parametrize("sessions", [False, True])
+def test_a_second_stage_looks_at_nothing_ahead(sessions: bool, exported: Exported) -> None:
+    rank, plan = toys.original("sasrec").main, replace(AHEAD, sessions=sessions)
+    engine = open_bundle(exported(Pipeline(toys.original("als").main, rank, 15, runtime=plan)))
+    plain = open_bundle(exported(Pipeline(toys.original("als").main, rank, 15)))
+    for _, _, request in requests_of((0, 17)):
+        assert engine.recommend([request])[0].items == plain.recommend([request])[0].items
+    assert len(open_bundle(exported(Pipeline(rank, runtime=plan))).recommend([request])[0].items) == 10
 
 
 @pytest.mark.parametrize("runtime", LISTS_ONLY)

@@ -16,7 +16,7 @@ from recfit import graphs, models
 from recfit.export import _sparse
 from recfit.export.surroundings import Surroundings
 from recfit.export.tracing import write_graph
-from recfit.models import Continuing, Tied
+from recfit.models import Continuing, Foresighted, Tied
 from recfit.pipeline import Pipeline, Stage
 from recfit.registry import find
 from recfit.runtimes import StageSpec
@@ -56,6 +56,12 @@ def _remembers(stage: Stage) -> int:
     return stage.model.remembers if isinstance(stage.model, Continuing) and not _alone(stage) else 0
 
 
+def _ahead(stage: Stage, spec: StageSpec) -> bool:
+    """Whether the graph of `stage` makes something of all items when it is opened."""
+    asked = spec.runtime == "fused" and spec.options.get("ahead", False)
+    return asked and not spec.remembers and isinstance(stage.model, Foresighted)
+
+
 def _alone(stage: Stage) -> bool:
     return getattr(find("graphs", stage.graph), "ALONE", False)
 
@@ -76,7 +82,7 @@ def _write_float32(
     stage: Stage, spec: StageSpec, around: Surroundings, directory: Path
 ) -> tuple[StageSpec, graphs.Feed]:
     """The graph as it is exported, and the item table; returns how they are stored, and inputs of the graph."""
-    write_graph(stage, directory / GRAPH, spec.remembers)
+    write_graph(stage, directory / GRAPH, remembers=spec.remembers, ahead=_ahead(stage, spec))
     if stage.kind == "encoder":
         spec = replace(spec, tied=isinstance(stage.model, Tied), table=_write_table(stage, directory / "table"))
     known = around.histories, around.user_features, around.fallback

@@ -15,15 +15,20 @@ from recfit.pipeline import Stage
 OPSET = 17
 
 
-def write_graph(stage: Stage, path: Path, remembers: int = 0) -> None:
-    """The ONNX graph of a stage, with dynamic batch, history and candidate lengths. With `remembers` it goes on from so many
-    numbers of each event before, `past`, and gives those of the new ones, `left`."""
+def write_graph(stage: Stage, path: Path, *, remembers: int = 0, ahead: bool = False) -> None:
+    """The ONNX graph of a stage, with dynamic batch, history and candidate lengths.
+
+    With `remembers` it goes on from so many numbers of each event before, `past`, and gives those of the new ones, `left`. With
+    `ahead` it takes the vectors of all tokens, `table`, instead of a history's, `vectors`.
+    """
     names, arguments = example_inputs(stage)
     outputs = {"output": {0: "batch"}}
     if remembers:
         names.append("past")
         arguments.append(torch.zeros(2, 3, remembers))
         outputs["left"] = {0: "batch", 1: "history"}
+    if ahead:
+        names[-1], arguments[-1] = "table", torch.zeros(2, arguments[-1].shape[-1])
     axes = {
         name: dict(enumerate(("batch", name)[: argument.ndim])) for name, argument in zip(names, arguments, strict=True)
     }
@@ -76,7 +81,7 @@ def _length(stage: Stage) -> int:
 
 
 class _Graph(nn.Module):
-    """Presents `encode`, `encode_vectors`, `encode_on` or `score` as a `forward` with positional arguments."""
+    """Presents `score`, or one of the ways to `encode`, as a `forward` with positional arguments."""
 
     def __init__(self, stage: Stage, names: list[str]) -> None:
         super().__init__()
@@ -89,4 +94,6 @@ class _Graph(nn.Module):
             return self.model.score(**given)
         if "past" in given:
             return self.model.encode_on(**given)
+        if "table" in given:
+            return self.model.encode_items(**given)
         return self.model.encode_vectors(**given) if isinstance(self.model, Tied) else self.model.encode(**given)

@@ -6,6 +6,7 @@ A format's file offers
 * `convert(path, config, feed)`: rewrites the float32 graph at `path`, or refuses with `Unsupported` one in which it finds
   nothing to store in fewer bits. `feed()` gives inputs of the graph, for formats that look at activations;
 * `ALONE = True` where activations of requests that run together share numbers, so that each must run alone;
+* `FOLDED = False` where ONNX Runtime does not work out products with constants once, when it opens a graph;
 * `weights(graph, layer)`: what a converted graph keeps of a layer's weights, widened to float32.
 
 A *layer* is a node of the graph that meets a matrix of constants: a product with it, or a look-up of its rows.
@@ -31,10 +32,16 @@ __all__ = [
     "calibration",
     "config_of",
     "convert",
+    "folded",
     "layers",
     "report",
     "runnable",
 ]
+
+
+def folded(name: str) -> bool:
+    """Whether what a graph of this format makes of constants alone is worked out once, when it is opened."""
+    return bool(getattr(find("graphs", name), "FOLDED", True))
 
 
 def config_of(name: str, options: Mapping[str, Any]) -> Any:

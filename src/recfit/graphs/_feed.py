@@ -42,6 +42,8 @@ def calibration(
             inputs["items"] = popular[_spread(len(popular), CANDIDATES)][None].astype(np.int64) + 1
         if table is not None:
             inputs["vectors"] = table.rows(inputs["history"] - 1)
+            if "table" in takes:
+                inputs["table"] = np.pad(table.rows(np.arange(spec.n_items)), ((1, 0), (0, 0)))
         if spec.remembers:
             inputs["past"] = np.zeros((1, 0, spec.remembers), np.float32)
         yield {name: values for name, values in inputs.items() if name in takes}

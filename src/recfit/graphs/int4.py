@@ -17,6 +17,8 @@ from recfit.graphs._layers import Layer
 from recfit.tables import int4
 from recfit.types import FloatArray
 
+FOLDED = False
+
 
 @dataclass(frozen=True)
 class Config:

@@ -21,6 +21,7 @@ from recfit.tables import int4
 from recfit.types import FloatArray
 
 MIDDLE, STEPS = 128, 127
+FOLDED = False
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,8 @@ ACTIVATIONS = ("asymmetric", "symmetric")
 PERCENTILE = 99.99
 PRODUCTS = ["MatMul", "Gemm"]
 
+FOLDED = False
+
 
 @dataclass(frozen=True)
 class Config:

@@ -116,6 +116,15 @@ class Tied(Protocol):
 
 
 @runtime_checkable
+class Foresighted(Tied, Protocol):
+    """A tied encoder that makes something of each item before it looks at a history: that can be made once, of all items."""
+
+    def encode_items(self, history: Tensor, table: Tensor) -> Tensor:
+        """Like `encode`, with the vector of each token given: tokens [B, L], float [n_items + 1, d], the first row zeros."""
+        ...
+
+
+@runtime_checkable
 class Continuing(Tied, Protocol):
     """A tied encoder that can go on from what it worked out for the events before."""
 

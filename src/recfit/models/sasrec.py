@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import matmul
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -67,6 +67,10 @@ class Config:
     def seen(self, layer: int) -> int:
         """How many positions before each a layer looks at."""
         return (self.window or self.max_history) if layer else self.max_history
+
+    def asked(self, layer: int) -> int:
+        """How many of the newest positions a layer answers for (0: all), so that none computes more than the next needs."""
+        return self.needed(layer) if self.window else 0
 
     def needed(self, layer: int) -> int:
         """How many of the newest positions a layer has to answer for the last one to answer the newest."""
@@ -194,17 +198,30 @@ class SasRec(nn.Module):
         return self.encode_vectors(history, self.items.lookup(history))
 
     def encode_vectors(self, history: Tensor, vectors: Tensor) -> Tensor:
-        # Only the newest position is asked for, so no block computes more than those that the next one needs.
-        hidden, real = self.items.widen(vectors) * self.enter, history > 0
-        for layer, block in enumerate(self.blocks[:-1]):
-            asked = self.config.needed(layer) if self.config.window else 0
-            hidden = block(hidden, real, asked)
+        return self._upwards(0, self.items.widen(vectors) * self.enter, history > 0)
+
+    def encode_items(self, history: Tensor, table: Tensor) -> Tensor:
+        every, real = self.items.widen(table) * self.enter, history > 0
+        normed = rms_norm(every)
+        if self.config.layers == 1:
+            return self._answered(F.embedding(history[:, -1:], every), F.embedding(history, normed), real)
+        first, asked = cast(Block, self.blocks[0]), self.config.asked(0)
+        key, value = (F.embedding(history, made(normed)) for made in (first.key, first.value))
+        newest = F.embedding(history[:, -asked:], every)
+        hidden = first.attended(newest, rms_norm(newest), key, value, real, asked)
+        return self._upwards(1, hidden, real[:, -asked:])
+
+    def _upwards(self, layer: int, hidden: Tensor, real: Tensor) -> Tensor:
+        """The vector of the newest position, from what goes into a layer."""
+        for at in range(layer, self.config.layers - 1):
+            asked = self.config.asked(at)
+            hidden = self.blocks[at](hidden, real, asked)
             real = real[:, -asked:]
         return self._answered(hidden, rms_norm(hidden), real)
 
     def _answered(self, hidden: Tensor, normed: Tensor, real: Tensor) -> Tensor:
         """The vector of the newest position, after the last block: `normed` has all positions that it looks at."""
-        newest: Tensor = self.blocks[-1].newest(hidden, normed, real)  # type: ignore[operator]
+        newest = cast(Block, self.blocks[-1]).newest(hidden, normed, real)
         return self.items.narrow(rms_norm(newest[:, 0], self.leave))
 
     @property
@@ -223,8 +240,7 @@ class SasRec(nn.Module):
         known, *before, seen = torch.split(past, self._kept, -1)
         left = [(history > 0)[..., None].to(hidden.dtype)]
         real = torch.cat((known, left[0]), 1)[..., 0] > 0
-        inner: list[Block] = list(self.blocks[:-1])  # type: ignore[arg-type]
-        for block, keys, values in zip(inner, before[::2], before[1::2], strict=True):
+        for block, keys, values in zip(cast(list[Block], self.blocks[:-1]), before[::2], before[1::2], strict=True):
             normed = rms_norm(hidden)
             key, value = block.key(normed), block.value(normed)
             left += [key, value]

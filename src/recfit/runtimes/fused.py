@@ -49,13 +49,14 @@ def convert(directory: Path, spec: StageSpec) -> None:
 
     check(spec.kind, spec.table.get("format", ""), spec.tied)
     encoder = compose.add_prefix(onnx.load(directory / GRAPH), "encode.", rename_inputs=False)
-    inputs = [part for part in encoder.graph.input if part.name != "vectors"]
+    inputs = [part for part in encoder.graph.input if part.name not in ("vectors", "table")]
     nodes, constants = [*encoder.graph.node], [*encoder.graph.initializer]
     scores = "encode.output"
     if spec.table["format"] != "identity":
         table = onnx.load(directory / "table" / _scan.GRAPH, load_external_data=False)
         constants += [_below("table", part) for part in table.graph.initializer]
-        read = _lookup(spec) if len(inputs) < len(encoder.graph.input) else []
+        tied = {part.name for part in encoder.graph.input} & {"vectors", "table"}
+        read = [] if not tied else _every(spec) if "table" in tied else _lookup(spec)
         ask = helper.make_node("Identity", ["encode.output"], ["query"])
         fixed = [*takewhile(lambda node: "query" not in node.input, table.graph.node)]  # `read` may need what they make
         nodes, scores = [*fixed, *read, *nodes, ask, *table.graph.node[len(fixed) :]], "scores"
@@ -102,6 +103,25 @@ def _lookup(spec: StageSpec) -> Sequence[Any]:
         helper.make_node("Cast", ["fused.real"], ["fused.weight"], to=TensorProto.FLOAT),
         helper.make_node("Unsqueeze", ["fused.weight", "fused.axis"], ["fused.weights"]),
         helper.make_node("Mul", ["fused.rows", "fused.weights"], ["vectors"]),
+    ]
+
+
+def _every(spec: StageSpec) -> Sequence[Any]:
+    """The table's rows behind one of zeros, `table` [n_items + 1, d]: constant, like all that is made of it alone."""
+    from onnx import helper, numpy_helper
+
+    ends = {"fused.first": 0, "fused.items": spec.n_items, "fused.step": 1}
+    nodes = [
+        helper.make_node("Constant", [], [name], value=numpy_helper.from_array(np.array(value)))
+        for name, value in ends.items()
+    ]
+    zeros = numpy_helper.from_array(np.zeros((1, spec.table["dim"]), np.float32))
+    return [
+        *nodes,
+        helper.make_node("Range", [*ends], ["items"]),
+        *find("tables", spec.table["format"]).row_nodes("items", "fused.rows"),
+        helper.make_node("Constant", [], ["fused.zeros"], value=zeros),
+        helper.make_node("Concat", ["fused.zeros", "fused.rows"], ["table"], axis=0),
     ]
 
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import replace as changed
 from importlib.util import find_spec
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from recfit.graphs import runnable
-from recfit.models import Encoder, Tied
+from recfit.graphs import folded, runnable
+from recfit.models import Encoder, Foresighted, Tied
 from recfit.options import check_choice, check_ranges
-from recfit.pipeline import Pipeline, RuntimePlan
+from recfit.pipeline import Pipeline, RuntimePlan, Stage
 from recfit.registry import find, names
 from recfit.runtimes.ort import LEVELS
 from recfit.techniques import Context
@@ -22,7 +22,7 @@ from recfit.types import Unsupported
 @dataclass(frozen=True)
 class Technique:
     """Run on `name` (a file of `runtimes/`) with `threads`, 0 for as many as before; `graph` is ONNX Runtime's
-    optimisation level."""
+    optimisation level. `ahead` works out once, when a `fused` bundle is opened, what the encoder makes of each item alone."""
 
     family: ClassVar[str] = "runtime"
     order: ClassVar[int] = 70
@@ -31,6 +31,7 @@ class Technique:
     name: str = "ort"
     threads: int = 0
     graph: str = "all"
+    ahead: bool = False
 
     def __post_init__(self) -> None:
         check_choice("technique.runtime.name", self.name, names("runtimes"))
@@ -50,9 +51,18 @@ class Technique:
         if check := getattr(find("runtimes", self.name), "check", None):
             main = pipeline.retrieve
             check(main.kind, main.format, isinstance(main.model, Tied))
-        options = {} if self.graph == "all" else {"graph": self.graph}
+        if self.ahead:
+            self._check_ahead(pipeline.retrieve)
+        options: dict[str, Any] = {} if self.graph == "all" else {"graph": self.graph}
+        options |= {"ahead": True} if self.ahead else {}
         threads = self.threads or pipeline.runtime.threads
         return changed(pipeline, runtime=RuntimePlan(self.name, threads, options))
+
+    def _check_ahead(self, stage: Stage) -> None:
+        if self.name != "fused" or not isinstance(stage.model, Foresighted):
+            raise Unsupported("only a fused Transformer looks at items ahead; leave out ahead, or take name='fused'")
+        if not folded(stage.graph):
+            raise Unsupported(f"ONNX Runtime does nothing of a graph of format {stage.graph!r} ahead; leave out ahead")
 
     @classmethod
     def variants(cls, context: Context) -> Sequence[Technique]:
@@ -60,6 +70,7 @@ class Technique:
         more = [cls(threads=cores)] if cores > context.original.runtime.threads else []
         encoder = isinstance(context.original.retrieve.model, Encoder)
         whole = [cls(name) for name in ("fused", "openvino") if encoder and _installed(name)]
+        whole += [cls("fused", ahead=True)] if isinstance(context.original.retrieve.model, Foresighted) else []
         return [*whole, *more, cls("numpy"), cls(graph="extended")]
 
 
