@@ -1,14 +1,13 @@
 """OpenVINO: the graph of runtime `fused`, stored as OpenVINO's own IR and compiled for this processor when it opens.
 
-It reads ONNX Runtime's operators too, but for the integer product of int8 item tables, which is spelled out: the same
-numbers, so the same lists. Needs `recfit[openvino]`.
+It reads ONNX Runtime's operators too. Needs `recfit[openvino]`.
 """
 
 from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -71,29 +70,12 @@ def readable(model: Any) -> Any:
 
     copy = ModelProto()
     copy.CopyFrom(model)
-    nodes = [part for node in model.graph.node for part in (_product(node) if node.op_type == "QGemm" else [node])]
-    del copy.graph.node[:]
-    copy.graph.node.extend(nodes)
     for node in copy.graph.node:
         if node.op_type == RENAMED:
             node.domain = MICROSOFT
     if all(opset.domain != MICROSOFT for opset in copy.opset_import):
         copy.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
     return copy
-
-
-def _product(node: Any) -> Iterator[Any]:
-    """`QGemm` of uint8 queries and int8 rows with a scale each, as a float product of the numbers they stand for."""
-    from onnx import TensorProto, helper
-
-    query, step, middle, rows, scales, _ = node.input
-    name = f"{node.output[0]}.".__add__
-    yield helper.make_node("DequantizeLinear", [query, step, middle], [name("query")])
-    yield helper.make_node("Cast", [rows], [name("units")], to=TensorProto.FLOAT)
-    yield helper.make_node("Constant", [], [name("last")], value_ints=[-1])
-    yield helper.make_node("Unsqueeze", [scales, name("last")], [name("scales")])
-    yield helper.make_node("Mul", [name("units"), name("scales")], [name("rows")])
-    yield helper.make_node("Gemm", [name("query"), name("rows")], list(node.output), transB=1)
 
 
 def open_scorer(directory: Path, spec: StageSpec, threads: int) -> Scorer:
