@@ -190,5 +190,7 @@ def _pairs(gone: Sequence[Rows]) -> IntArray:
 
 def _alive(rows: IntArray, values: FloatArray) -> Found:
     """Without what is gone, which scores -inf, and without NaN, which `TopK` puts behind that."""
+    if values[-1] > -np.inf:
+        return rows, values
     alive = values > -np.inf
     return rows[alive], values[alive]
