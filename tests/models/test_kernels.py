@@ -16,10 +16,16 @@ from recfit.models import Catalogue
 from recfit.pipeline import Stage
 
 
+@pytest.mark.parametrize("laid_out", [True, False])
 @pytest.mark.parametrize("window", [0, 4])
 @pytest.mark.parametrize("length", [1, 3, 11, 12])
-def test_a_graph_has_the_bias_of_every_length(window: int, length: int, tmp_path: Path) -> None:
-    """One graph of a history of 12 answers shorter ones as the module does, which makes the bias anew for each."""
+def test_a_graph_has_the_bias_of_every_length(
+    laid_out: bool, window: int, length: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One graph of a history of 12 answers shorter ones as the module does, which makes the bias anew for each; so does a
+    graph of histories that are too long to lay it out."""
+    if not laid_out:
+        monkeypatch.setattr("recfit.models.sasrec.LAID_OUT", 0)
     model = _model(max_history=12, window=window)
     history = torch.randint(1, 21, (3, length))
     with torch.inference_mode():

@@ -108,7 +108,11 @@ def test_rescoring_agrees_with_the_scan(opened: tuple[Pipeline, Engine]) -> None
 
 
 AHEAD = RuntimePlan("fused", options={"ahead": True})
-TRANSFORMERS = toys.SHAPES["sasrec"]
+TRANSFORMERS = [
+    *toys.SHAPES["sasrec"],
+    {**toys.SHAPES["sasrec"][0], "table_dim": 6, "features": True},
+    {**toys.SHAPES["sasrec"][0], "ranks": {"blocks.0.key": 3, "blocks.1.up": 4}},
+]
 
 
 @pytest.mark.parametrize("options", TRANSFORMERS, ids=str)
@@ -152,14 +156,24 @@ def test_nothing_to_look_at_ahead_is_refused(kind: str, name: str) -> None:
         make("runtime", {"name": name, "ahead": True}).apply(pipeline, Context(toys.split(), pipeline, toys.FIT))
 
 
-@pytest.mark.parametrize("sessions", [False, True])
-def test_a_second_stage_looks_at_nothing_ahead(sessions: bool, exported: Exported) -> None:
-    rank, plan = toys.original("sasrec").main, replace(AHEAD, sessions=sessions)
-    engine = open_bundle(exported(Pipeline(toys.original("als").main, rank, 15, runtime=plan)))
+def test_a_second_stage_looks_at_nothing_ahead(exported: Exported) -> None:
+    rank = toys.original("sasrec").main
+    engine = open_bundle(exported(Pipeline(toys.original("als").main, rank, 15, runtime=AHEAD)))
     plain = open_bundle(exported(Pipeline(toys.original("als").main, rank, 15)))
     for _, _, request in requests_of((0, 17)):
         assert engine.recommend([request])[0].items == plain.recommend([request])[0].items
-    assert len(open_bundle(exported(Pipeline(rank, runtime=plan))).recommend([request])[0].items) == 10
+
+
+def test_a_graph_goes_on_from_sessions_or_looks_ahead(exported: Exported) -> None:
+    with pytest.raises(Unsupported, match="goes on from sessions makes nothing of items ahead"):
+        exported(Pipeline(toys.original("sasrec").main, runtime=replace(AHEAD, sessions=True)))
+
+
+def test_nothing_is_ahead_where_nothing_is_folded() -> None:
+    pipeline = toys.original("sasrec")
+    step = make("runtime", {"name": "fused", "ahead": True, "graph": "none"})
+    with pytest.raises(Unsupported, match="nothing ahead with graph='none'"):
+        step.apply(pipeline, Context(toys.split(), pipeline, toys.FIT))
 
 
 @pytest.mark.parametrize("runtime", LISTS_ONLY)

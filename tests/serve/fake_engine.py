@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from starlette.types import ASGIApp
 
-from recfit.runtimes import Sessions
+from recfit.runtimes import SessionCache
 from recfit.serve.app import make_app
 from recfit.serve.fleet import Fleet
 from recfit.types import FloatArray, Recommendation, Request
@@ -21,7 +21,7 @@ class FakeEngine:
 
     def __init__(self, during: Callable[[Request], None] = lambda request: None) -> None:
         self.during = during
-        self.sessions: Sequence[Sessions] = ()
+        self.sessions: Sequence[SessionCache] = ()
         self.manifest: Mapping[str, Any] = {
             "format": 1,
             "name": "toy",
@@ -38,6 +38,9 @@ class FakeEngine:
         if spent is not None:
             spent["retrieve"] = 0.5
         return [self._answer(request, k) for request in requests]
+
+    def keep_sessions(self, most_mb: float) -> None:
+        self.session_mb = most_mb
 
     def score(self, request: Request, items: Sequence[str]) -> FloatArray:
         self.during(request)

@@ -19,6 +19,7 @@ from recfit.engine import open_bundle
 from recfit.export import export
 from recfit.models import as_module
 from recfit.pipeline import Pipeline, RuntimePlan, Stage
+from recfit.serve.fleet import DEFAULT, Fleet, opened
 from recfit.serve.run import app_of, engines_of
 from recfit.types import Request
 
@@ -87,7 +88,26 @@ def test_a_bundle_that_cannot_go_on_is_served_with_a_warning(bundle: Path, caplo
     )
 
 
-def test_what_is_swapped_in_goes_on_too(going_on: Path, tmp_path: Path) -> None:
+def test_what_is_swapped_in_goes_on_and_what_left_keeps_nothing(going_on: Path) -> None:
+    request = Request(history=toys.around().item_ids[:20])
+
+    async def run() -> None:
+        fleet = Fleet([opened(going_on)], session_mb=1.0)
+        first = (await fleet.get(None)).best.engine
+        await (await fleet.get(None)).batcher.ask(request, 5)
+        assert first.sessions[0].bytes > 0
+        await fleet.swap(DEFAULT, [going_on])
+        second = (await fleet.get(None)).best.engine
+        await (await fleet.get(None)).batcher.ask(request, 5)
+        assert second.sessions[0].bytes > 0 == first.sessions[0].bytes
+        await fleet.rollback(DEFAULT)
+        await (await fleet.get(None)).batcher.ask(request, 5)
+        assert first.sessions[0].bytes > 0 == second.sessions[0].bytes
+
+    asyncio.run(run())
+
+
+def test_further_models_go_on_too(going_on: Path) -> None:
     settings = replace(Serve(session_mb=1.0), models={"other": str(going_on)})
 
     async def run() -> None:

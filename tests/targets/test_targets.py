@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,13 @@ def test_one_number_a_request_is_reshaped_for_triton(exported: Exported, tmp_pat
 
 
 # mobile ------------------------------------------------------------------------------------------
+
+
+def test_what_is_made_ahead_is_nothing_for_a_device(exported: Exported, tmp_path: Path) -> None:
+    runtime = RuntimePlan("fused", options={"ahead": True})
+    bundle = exported(replace(pipeline_of("sasrec", {}), runtime=runtime))
+    with pytest.raises(Unsupported, match="keys and values of all items ahead"):
+        export_bundle(bundle, "mobile", tmp_path / "mobile")
 
 
 def test_the_operators_of_the_mobile_model_are_listed(exported: Exported, tmp_path: Path) -> None:

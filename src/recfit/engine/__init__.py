@@ -15,7 +15,7 @@ from recfit import bundle as bundles
 from recfit.engine._reading import Asked, Reader
 from recfit.engine._similar import item_table, nearest
 from recfit.registry import find
-from recfit.runtimes import Batch, Rescorer, Scorer, Sessions, StageSpec
+from recfit.runtimes import Batch, Rescorer, Scorer, SessionCache, StageSpec
 from recfit.tables import Table
 from recfit.topk import Found, best, first, top_k
 from recfit.types import BundleError, ConfigError, FloatArray, IntArray, Recommendation, Request, Rows
@@ -35,7 +35,7 @@ class Engine:
         self._retrieve: Scorer = _opened(bundle, "retrieve")
         self._rank: Rescorer | None = _opened(bundle, "rank") if "rank" in stages else None
         scorers = (self._retrieve, self._rank)
-        self.sessions: Sequence[Sessions] = [
+        self.sessions: Sequence[SessionCache] = [
             kept for scorer in scorers if (kept := getattr(scorer, "sessions", None)) is not None
         ]
         self._alone = any(spec.alone for spec in stages.values())
@@ -61,7 +61,7 @@ class Engine:
         """Go on, for a request whose history starts with one that was asked, from what was worked out then. Stages whose
         graphs can (none: this changes nothing) share `most_mb`."""
         for kept in self.sessions:
-            kept.most_bytes = int(most_mb * 2**20 / len(self.sessions))
+            kept.limit(int(most_mb * 2**20 / len(self.sessions)))
 
     def warm_up(self, rounds: int = 20) -> None:
         """Run the whole path a few times so that the first caller does not pay for it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from recfit.pipeline import Pipeline, Stage
 from recfit.registry import find
 from recfit.runtimes import StageSpec
 from recfit.tables import pq
+from recfit.types import Unsupported
 
 GRAPH = "model.onnx"
 REPORT = "quantization.json"
@@ -43,7 +45,7 @@ def write_stage(name: str, directory: Path, pipeline: Pipeline, around: Surround
     spec, feed = _write_float32(stage, spec, around, directory)
     spec = replace(spec, alone=_alone(stage))
     if report and stage.graph != "float32":
-        _write_report(stage, directory, feed)
+        _write_report(stage, sensitivities(stage, around), directory)
     graphs.convert(directory / GRAPH, stage.graph, stage.graph_options, feed)
     _sparse.pack(directory / GRAPH)
     if convert := getattr(runtime, "convert", None):
@@ -58,8 +60,10 @@ def _remembers(stage: Stage) -> int:
 
 def _ahead(stage: Stage, spec: StageSpec) -> bool:
     """Whether the graph of `stage` makes something of all items when it is opened."""
-    asked = spec.runtime == "fused" and spec.options.get("ahead", False)
-    return asked and not spec.remembers and isinstance(stage.model, Foresighted)
+    asked = spec.runtime == "fused" and spec.options.get("ahead", False) and isinstance(stage.model, Foresighted)
+    if asked and spec.remembers:
+        raise Unsupported("a graph that goes on from sessions makes nothing of items ahead; leave out ahead")
+    return asked
 
 
 def _alone(stage: Stage) -> bool:
@@ -89,8 +93,7 @@ def _write_float32(
     return spec, partial(graphs.calibration, directory, spec, *known)
 
 
-def _write_report(stage: Stage, directory: Path, feed: graphs.Feed) -> None:
-    found = graphs.report(directory / GRAPH, stage.graph, stage.graph_options, feed)
+def _write_report(stage: Stage, found: Sequence[graphs.LayerError], directory: Path) -> None:
     skip = stage.graph_options.get("skip", ())
     layers = [{**asdict(part), "format": "float32" if part.layer in skip else stage.graph} for part in found]
     text = json.dumps({"format": stage.graph, "options": dict(stage.graph_options), "layers": layers}, indent=1)

@@ -34,6 +34,8 @@ def write_graph(stage: Stage, path: Path, *, remembers: int = 0, ahead: bool = F
     }
     if "vectors" in axes:
         axes["vectors"] = axes["history"]
+    if "table" in axes:
+        axes["table"] = {0: "tokens"}
     module = _Graph(stage, names).eval()
     with warnings.catch_warnings(), torch.inference_mode():
         # The TorchScript exporter takes 0.3 s where the newer one takes 3.6 s; a search exports dozens of graphs.

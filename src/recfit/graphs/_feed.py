@@ -34,6 +34,7 @@ def calibration(
 
     takes = {given.name for given in onnx.load(directory / GRAPH).graph.input}
     table = opened(directory / "table", spec.table, 1) if spec.tied else None
+    every = np.pad(table.rows(np.arange(spec.n_items)), ((1, 0), (0, 0))) if table and "table" in takes else None
     known = np.flatnonzero(histories.sizes)
     for user in known[_spread(len(known), REQUESTS)].tolist():
         codes = None if features is None else features.codes[user][None].astype(np.int64)
@@ -42,8 +43,7 @@ def calibration(
             inputs["items"] = popular[_spread(len(popular), CANDIDATES)][None].astype(np.int64) + 1
         if table is not None:
             inputs["vectors"] = table.rows(inputs["history"] - 1)
-            if "table" in takes:
-                inputs["table"] = np.pad(table.rows(np.arange(spec.n_items)), ((1, 0), (0, 0)))
+            inputs["table"] = every
         if spec.remembers:
             inputs["past"] = np.zeros((1, 0, spec.remembers), np.float32)
         yield {name: values for name, values in inputs.items() if name in takes}

@@ -51,10 +51,10 @@ def shifted(line: Tensor, count: int, width: int) -> Tensor:
     return line.unfold(1, width, 1).flip(1)
 
 
-def newest(table: Tensor, *sizes: Tensor) -> Tensor:
+def trailing(table: Tensor, *sizes: Tensor) -> Tensor:
     """The last entries of `table` along its last axes, along each as many as one of `sizes`, [B, n, ...], has positions."""
     if torch.onnx.is_in_onnx_export():
-        kept: Tensor = _Newest.apply(table, *sizes)  # type: ignore[no-untyped-call]
+        kept: Tensor = _Trailing.apply(table, *sizes)  # type: ignore[no-untyped-call]
         return kept
     return _last(table, sizes)
 
@@ -111,7 +111,7 @@ class _Shifted(torch.autograd.Function):
         return windows.setType(line.type().with_sizes([None, count, width]))
 
 
-class _Newest(torch.autograd.Function):
+class _Trailing(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, table: Tensor, *sizes: Tensor) -> Tensor:
         return _last(table, sizes)

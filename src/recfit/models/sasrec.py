@@ -20,9 +20,11 @@ from torch import Tensor, nn
 from recfit.models import Catalogue, Model, rebuilt
 from recfit.models._axes import check_keep, narrowed, newest_kept, no_axis, recency
 from recfit.models._codes import CodedTable, check_table, copy_items, item_table
-from recfit.models._kernels import MASKED, attend, newest, rms_norm, shifted
+from recfit.models._kernels import MASKED, attend, rms_norm, shifted, trailing
 from recfit.models._layers import Dropout, check_features, factored, factors, selector
 from recfit.options import check_ranges
+
+LAID_OUT = 4_000_000  # pairs of positions whose biases a graph lays out when it is opened; of more, in every request
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class Block(nn.Module):
 
     def newest(self, hidden: Tensor, normed: Tensor, real: Tensor) -> Tensor:
         """The newest position of `hidden`, [B, 1, d], after it asked all of `normed`."""
-        return self._added(hidden[:, -1:], self._newest(normed, real))
+        return self._added(hidden[:, -1:], self._newest_mixed(normed, real))
 
     def _added(self, asking: Tensor, mixed: Tensor) -> Tensor:
         asking = asking + self.dropout(self.out(mixed))
@@ -121,18 +123,23 @@ class Block(nn.Module):
     def _bias(self, asking: Tensor, asked: Tensor, most: int) -> Tensor:
         """The bias of each of the newest positions `asking` [B, Lq, _], `most` at most (0: any), on each of those that are
         `asked` [B, L, _]: [1, H, Lq, L]; those that are later, or too far before, are not seen."""
-        if (
-            torch.onnx.is_in_onnx_export()
-        ):  # once for the longest history: its last rows and columns are any shorter one's
-            return newest(self._shifted(most or self.longest, self.longest)[None], asking, asked)
-        return self._shifted(asking.shape[1], asked.shape[1])[None]
+        most = most or self.longest
+        if not torch.onnx.is_in_onnx_export():
+            return self._shifted(asking.shape[1], asked.shape[1])[None]
+        if most * self.longest > LAID_OUT:
+            positions = torch.arange(asked.shape[1])
+            back = (positions[-asking.shape[1] :, None] - positions).clamp(min=-1)
+            back = torch.where(back < self.distance.shape[1], back, -1)
+            return F.pad(self.distance, (0, 1), value=MASKED)[None][:, :, back]
+        # Once for the longest history: its last rows and columns are those of any shorter one.
+        return trailing(self._shifted(most, self.longest)[None], asking, asked)
 
     def _shifted(self, asking: int, asked: int) -> Tensor:
         back = self.distance[:, :asked].flip(1)
         before, after = (back.new_full((self.heads, n), MASKED) for n in (asked - back.shape[1], asking - 1))
         return shifted(torch.cat((before, back, after), 1), asking, asked)
 
-    def _newest(self, normed: Tensor, real: Tensor) -> Tensor:
+    def _newest_mixed(self, normed: Tensor, real: Tensor) -> Tensor:
         """What the newest position attends to, [B, L, d] -> [B, 1, heads * width].
 
         One query asks L keys, so its key and value matrices meet the query and the mixture instead of all positions:
@@ -143,7 +150,7 @@ class Block(nn.Module):
         query = self.query(normed[:, -1:]).view(-1, self.heads, 1, self.width)
         asked = reduce(matmul, key_inner, query @ (key.view(shape) * self.width**-0.5))
         scores = asked.view(-1, self.heads, self.query.in_features) @ normed.transpose(1, 2)
-        bias = newest(self.distance.flip(1), normed)
+        bias = trailing(self.distance.flip(1), normed)
         weights = (scores + bias + torch.where(real, 0.0, MASKED)[:, None]).softmax(-1)
         seen = reduce(matmul, [matrix.T for matrix in value_inner], (weights @ normed)[:, :, None])
         mixed = seen @ value.view(shape).transpose(1, 2)

@@ -4,7 +4,8 @@ A runtime's file offers `open_scorer(directory, stage, threads) -> Scorer`, and,
 exported, `convert(directory, stage)`, which replaces the files there by what it reads. Where its scorers score single items
 by scoring all of them, `RESCORER` names the runtime that takes its place in a second stage. Where it does not run every
 format of `graphs/`, `GRAPHS` names those that it runs; where it does not run every stage, `check(kind, table, tied)` raises
-`Unsupported` for one that it does not, before anything is trained. `SESSIONS = True` says that its scorers keep `Sessions`.
+`Unsupported` for one that it does not, before anything is trained. `SESSIONS = True` says that its scorers have a
+`SessionCache`.
 """
 
 from __future__ import annotations
@@ -79,14 +80,16 @@ class Batch:
         return arrays
 
 
-class Sessions(Protocol):
-    """What a scorer keeps of histories for the requests that go on from them; its `sessions`, where its stage `remembers`.
-    Nothing is kept before `most_bytes` are allowed."""
+class SessionCache(Protocol):
+    """What a scorer keeps of histories for the requests that go on from them; its `sessions`, where its stage `remembers`."""
 
-    most_bytes: int
     bytes: int
     hits: int
     misses: int
+
+    def limit(self, most_bytes: int) -> None:
+        """Keep no more than that, from now on; nothing is kept before."""
+        ...
 
 
 class Rescorer(Protocol):

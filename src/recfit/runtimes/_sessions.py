@@ -23,7 +23,7 @@ Run = Callable[[Sequence[int], Batch, FloatArray], tuple[Sequence[T], FloatArray
 """Lines of a batch, these with their newest N events alone, what is known of the ones before (float32 [B, P, m], zeros on
 the left where there are fewer) -> an answer for each, what the newest leave (float32 [B, N, m])."""
 
-AHEAD = 8  # events that a request may be ahead of what is kept: as many searches for one that is not known
+LEAD = 8  # events that a request may have more than what is kept: each is one more look for it
 SHORT = 16  # histories below are as fast to read anew
 ROOM = 16  # events that memory is set aside for at a time
 STRIDES = 16  # of these a history is made; see `Sessions`
@@ -37,9 +37,8 @@ class Kept:
     length: int = 0
 
     def extended(self, left: FloatArray, length: int) -> Kept:
-        """With what the newest of `length` events left, [N, m], in the memory of this one where there is room."""
-        if not self.length:
-            return Kept(left, length)
+        """With what the newest of `length` events left, [N, m], in the memory of this one where there is room. What is left
+        lies in memory of the runtime, which it would not give back: it is copied."""
         numbers = self.numbers
         if length > len(numbers):
             numbers = np.empty((length + ROOM, numbers.shape[1]), np.float32)
@@ -62,6 +61,12 @@ class Sessions:
         self._lock = Lock()
         self.most_bytes = self.bytes = self.hits = self.misses = 0
 
+    def limit(self, most_bytes: int) -> None:
+        """Keep no more than that, from now on."""
+        with self._lock:
+            self.most_bytes = most_bytes
+            self._shed()
+
     def answers(self, batch: Batch, run: Run[T]) -> list[T]:
         """What `run` answers each request; those that are known and those that are not go through apart."""
         batch = replace(batch, histories=[self._read(history) for history in batch.histories])
@@ -77,10 +82,7 @@ class Sessions:
             for line, answer, kept, size, numbers in zip(lines, answers, entries, lengths, left, strict=True):
                 found[line] = answer
                 if size >= SHORT:
-                    numbers = numbers[-min(new, size) :]
-                    # A copy where there are more lines, since a part keeps the memory of all.
-                    kept = kept.extended(numbers if len(lines) == 1 else numbers.copy(), size)
-                    self._keep(batch.histories[line], kept)
+                    self._keep(batch.histories[line], kept.extended(numbers[-min(new, size) :], size))
         return found
 
     def _read(self, history: Rows) -> Rows:
@@ -92,13 +94,13 @@ class Sessions:
         """What is known of the most of its events. It is nobody else's until it is kept again."""
         size, events = len(history), np.ascontiguousarray(history, np.int32)
         with self._lock:
-            for length in range(size, max(SHORT, size - AHEAD) - 1, -1):
+            for length in range(size, max(SHORT, size - LEAD) - 1, -1):
                 key = events[:length].tobytes()
                 if (kept := self._kept.pop(key, None)) is not None:
                     self.bytes -= _bytes(key, kept)
                     self.hits += 1
                     return kept
-            self.misses += 1
+            self.misses += size >= SHORT
         return self._nothing
 
     def _keep(self, history: Rows, kept: Kept) -> None:
@@ -106,10 +108,14 @@ class Sessions:
         with self._lock:
             if (same := self._kept.pop(key, None)) is not None:  # asked by two at once
                 self.bytes -= _bytes(key, same)
-            self._kept[key] = kept
-            self.bytes += _bytes(key, kept)
-            while self.bytes > self.most_bytes:
-                self.bytes -= _bytes(*self._kept.popitem(last=False))
+            if _bytes(key, kept) <= self.most_bytes:  # else all others would leave for it
+                self._kept[key] = kept
+                self.bytes += _bytes(key, kept)
+                self._shed()
+
+    def _shed(self) -> None:
+        while self.bytes > self.most_bytes:
+            self.bytes -= _bytes(*self._kept.popitem(last=False))
 
 
 def _bytes(key: bytes, kept: Kept) -> int:

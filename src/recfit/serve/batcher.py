@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from recfit.runtimes import Sessions
+from recfit.runtimes import SessionCache
 from recfit.serve.ladder import Ladder
 from recfit.types import FloatArray, Recommendation, Request
 
@@ -34,7 +34,9 @@ class Recommender(Protocol):
     def manifest(self) -> Mapping[str, Any]: ...
 
     @property
-    def sessions(self) -> Sequence[Sessions]: ...
+    def sessions(self) -> Sequence[SessionCache]: ...
+
+    def keep_sessions(self, most_mb: float) -> None: ...
 
     def recommend(
         self, requests: Sequence[Request], k: int = 10, *, spent: dict[str, float] | None = None

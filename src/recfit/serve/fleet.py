@@ -52,16 +52,20 @@ class Model:
         self.rungs, self.batcher = tuple(rungs), Batcher(rungs, threads, shed_s, budget_s)
         self.ladder, self.used = self.batcher.ladder, time.monotonic()
 
+    def keep_sessions(self, most_mb: float) -> None:
+        """Let the engine of each bundle keep so much of sessions."""
+        for served in self.rungs:
+            served.engine.keep_sessions(most_mb)
+
     @property
     def best(self) -> Served:
         return self.rungs[0]
 
 
-def opened(path: Path, session_mb: float = 0.0) -> Recommender:
-    """The engine of a bundle, verified and warm, which may keep so much of sessions."""
+def opened(path: Path) -> Recommender:
+    """The engine of a bundle, verified and warm."""
     engine = open_bundle(path)
     engine.warm_up()
-    engine.keep_sessions(session_mb)
     return engine
 
 
@@ -79,7 +83,7 @@ class Fleet:
     """`paths` are the bundles that names stand for, the best first, loaded when they are asked for first; `most_mb` bounds the
     resident memory of the process, at which the model that was used least recently leaves (never the default one; 0: no
     bound). Models of several bundles keep `budget_s` by answering from cheaper ones; who would wait longer than `shed_s` is
-    sent away."""
+    sent away. Every bundle that answers keeps up to `session_mb` of sessions."""
 
     def __init__(
         self,
@@ -90,10 +94,11 @@ class Fleet:
         most_mb: float = 0.0,
         budget_s: float = BUDGET_S,
         shed_s: float = SHED_S,
+        session_mb: float = 0.0,
         open_engine: Callable[[Path], Recommender] = opened,
     ) -> None:
         self._threads, self._open, self._most_mb = threads, open_engine, most_mb
-        self._budget_s, self._shed_s = budget_s, shed_s
+        self._budget_s, self._shed_s, self._session_mb = budget_s, shed_s, session_mb
         self._paths = dict(paths or {})
         self._loaded = {DEFAULT: self._model(default)}
         settle()
@@ -102,7 +107,9 @@ class Fleet:
         self._process = psutil.Process()
 
     def _model(self, engines: Sequence[Recommender]) -> Model:
-        return Model([Served(engine) for engine in engines], self._threads, self._shed_s, self._budget_s)
+        model = Model([Served(engine) for engine in engines], self._threads, self._shed_s, self._budget_s)
+        model.keep_sessions(self._session_mb)
+        return model
 
     @property
     def names(self) -> list[str]:
@@ -153,6 +160,8 @@ class Fleet:
                 message = f"there was no other bundle behind {name[:100]!r} since the server started; load one"
                 raise HttpError(409, "nothing_to_roll_back", message)
             self._loaded[name], self._previous[name] = self._previous[name], self._loaded[name]
+            self._loaded[name].keep_sessions(self._session_mb)
+            self._previous[name].keep_sessions(0)
         return self._loaded[name]
 
     def unload(self, name: str) -> None:
@@ -166,6 +175,7 @@ class Fleet:
         model = await asyncio.to_thread(self._opened, paths)
         if old := self._loaded.get(name):
             self._previous[name] = old
+            old.keep_sessions(0)
         self._loaded[name] = model
         settle()
         log.warning("model %s answers from %s", name, ", ".join(served.bundle for served in model.rungs))

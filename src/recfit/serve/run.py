@@ -66,7 +66,7 @@ def _work(bundle: Path, settings: Serve, listeners: Sequence[socket.socket], tel
 
 def engines_of(bundle: Path, settings: Serve) -> list[Recommender]:
     """The engines of the bundles that are served first, the best first."""
-    engines = [opened(path, settings.session_mb) for path in (bundle, *map(Path, settings.cheaper))]
+    engines = [opened(path) for path in (bundle, *map(Path, settings.cheaper))]
     if settings.session_mb and not any(engine.sessions for engine in engines):
         message = (
             "session_mb = %g is of no use: %s cannot go on from a session; set it in the recfit.toml that makes it"
@@ -118,7 +118,7 @@ def app_of(
         most_mb=settings.memory_mb,
         budget_s=settings.budget_ms / 1e3,
         shed_s=settings.shed_ms / 1e3,
-        open_engine=partial(opened, session_mb=settings.session_mb),
+        session_mb=settings.session_mb,
     )
     with ExitStack() as stack:
         events, second = _stores(settings)

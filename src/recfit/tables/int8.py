@@ -34,8 +34,8 @@ def write(vectors: FloatArray, directory: Path, config: Config) -> None:
 def _nodes() -> Sequence[Any]:
     """Queries are scaled to [-1, 1] one by one, where `DynamicQuantizeLinear` would give a batch one common scale.
 
-    ONNX Runtime's products with scales of their own, `QGemm` and `MatMulIntegerToFloat`, take three times as long for one
-    query; it does not make one of them out of these.
+    ONNX Runtime's products with scales of their own, `QGemm` and `MatMulIntegerToFloat`, take up to twice as long for one
+    query, and less only for a few dozen; it does not make one of them out of these.
     """
     from onnx import TensorProto, helper
 

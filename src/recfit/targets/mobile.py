@@ -11,6 +11,7 @@ from pathlib import Path
 
 from recfit.bundle import Bundle
 from recfit.targets import _graph
+from recfit.types import Unsupported
 
 MODEL = "model.ort"
 OPERATORS = "required_operators.config"
@@ -48,6 +49,11 @@ lists them for a build of your own: `build.sh --minimal_build --include_ops_by_c
 
 
 def export(bundle: Bundle, directory: Path) -> None:
+    if bundle.stages["retrieve"].options.get("ahead"):
+        raise Unsupported(
+            f"bundle {bundle.manifest['name']!r} makes keys and values of all items ahead, which the file would hold; "
+            "export its recipe without ahead"
+        )
     model = _graph.encoder(bundle)
     _save(model.SerializeToString(), directory / MODEL)
     _list_operators(directory / MODEL, directory / OPERATORS)

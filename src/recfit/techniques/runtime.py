@@ -18,6 +18,8 @@ from recfit.runtimes.ort import LEVELS
 from recfit.techniques import Context
 from recfit.types import Unsupported
 
+MANY = 200_000  # items, of which keys and values would be more than most budgets have
+
 
 @dataclass(frozen=True)
 class Technique:
@@ -63,6 +65,8 @@ class Technique:
             raise Unsupported("only a fused Transformer looks at items ahead; leave out ahead, or take name='fused'")
         if not folded(stage.graph):
             raise Unsupported(f"ONNX Runtime does nothing of a graph of format {stage.graph!r} ahead; leave out ahead")
+        if self.graph == "none":
+            raise Unsupported("ONNX Runtime does nothing ahead with graph='none'; leave out one of them")
 
     @classmethod
     def variants(cls, context: Context) -> Sequence[Technique]:
@@ -70,7 +74,9 @@ class Technique:
         more = [cls(threads=cores)] if cores > context.original.runtime.threads else []
         encoder = isinstance(context.original.retrieve.model, Encoder)
         whole = [cls(name) for name in ("fused", "openvino") if encoder and _installed(name)]
-        whole += [cls("fused", ahead=True)] if isinstance(context.original.retrieve.model, Foresighted) else []
+        model = context.original.retrieve.model
+        if isinstance(model, Foresighted) and model.catalogue.n_items <= MANY:
+            whole.append(cls("fused", ahead=True))
         return [*whole, *more, cls("numpy"), cls(graph="extended")]
 
 
