@@ -71,6 +71,7 @@ def test_the_manifest_tells_everything(path: Path) -> None:
             "table": {"format": "float32", "dim": 16},
             "options": {},
             "alone": False,
+            "remembers": 0,
         },
         "rank": None,
         "candidates": 0,
