@@ -184,13 +184,19 @@ class ItemTable(nn.Module):
 
         A table with a basis takes the vectors' columns `keep` (None: all), and the change into its basis.
         """
-        if self.basis is not None:
-            keep = torch.arange(source.width) if keep is None else keep
-            self.basis.copy_(source.widen(torch.eye(source.width))[keep] @ change)
-            change = selector(keep, source.width)
+        if self.basis is None:
+            self.take_(source, change)
+            return
+        keep = torch.arange(source.width) if keep is None else keep
+        self.take_(source, selector(keep, source.width), source.widen(torch.eye(source.width))[keep] @ change)
+
+    def take_(self, source: ItemTable, change: Tensor, basis: Tensor | None = None) -> None:
+        """Take the vectors of `source` times `change` [width_source, width], and a basis [width, dim] where there is one."""
         self.weight.copy_(source.weight @ change)
         if self.features is not None and source.features is not None:
             copy_features(source.features, self.features, change)
+        if self.basis is not None and basis is not None:
+            self.basis.copy_(basis)
 
 
 def copy_features(source: FeatureTable, target: FeatureTable, change: Tensor) -> None:

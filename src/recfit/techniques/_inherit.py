@@ -12,7 +12,7 @@ from torch import Tensor
 
 from recfit.models import Causal, Encoder, Model, Rotatable, as_module, is_identity
 from recfit.models._axes import strongest
-from recfit.models._layers import ItemTable, copy_features
+from recfit.models._layers import ItemTable
 from recfit.techniques._subids import importance
 from recfit.types import Split
 
@@ -57,10 +57,7 @@ def narrowed(model: Model, size: int, split: Split) -> Model:
     weights = torch.from_numpy(importance(split)).double().sqrt()[:, None]
     axes = torch.linalg.svd(weights * source.vectors().double() @ root, full_matrices=False).Vh[:size]
     change = (root @ axes.T).float()
-    small.items.basis.copy_((axes @ back).float() @ source.widen(torch.eye(source.width)))
-    small.items.weight.copy_(source.weight @ change)
-    if source.features is not None:
-        copy_features(source.features, small.items.features, change)
+    small.items.take_(source, change, (axes @ back).float() @ source.widen(torch.eye(source.width)))
     found: Model = small
     return found
 
@@ -70,12 +67,9 @@ def turned(model: Model, turn: Tensor) -> Model:
     """`model`, whose item vectors are narrower than itself, with these times `turn`, orthogonal [width, width]: the matrix that
     widens them takes it back, so that no score changes."""
     copied = copy.deepcopy(model)
-    items: ItemTable = copied.items  # type: ignore[attr-defined]
+    items: ItemTable = model.items  # type: ignore[attr-defined]
     assert items.basis is not None
-    items.weight.copy_(items.weight @ turn)
-    if items.features is not None:
-        items.features.weight.copy_(items.features.weight @ turn)
-    items.basis.copy_(turn.T @ items.basis)
+    copied.items.take_(items, turn, turn.T @ items.basis)  # type: ignore[attr-defined]
     return copied
 
 

@@ -51,7 +51,8 @@ def fine_tuned(
     """
     if settings.epochs > 0 and not isinstance(model, Solved):
         keeps = or_start and hold is None and not context.structure_only
-        start = _State(model, context) if keeps else None
+        start = {name: part.clone() for name, part in as_module(model).state_dict().items()} if keeps else {}
+        before = _ndcg(model, context) if keeps else 0.0
         context.train(
             model,
             distill=lesson(context) if isinstance(model, Encoder) else None,
@@ -60,21 +61,9 @@ def fine_tuned(
             data_fraction=settings.data_fraction,
             learning_rate=settings.learning_rate,
         )
-        if start is not None:
-            start.restore_if_better(model, context)
+        if keeps and before > _ndcg(model, context):
+            as_module(model).load_state_dict(start)
     return pipeline.with_main(replace(pipeline.main, model=model))
-
-
-class _State:
-    """The weights of a model at one time, and how good they were for the requests that end trainings."""
-
-    def __init__(self, model: Model, context: Context) -> None:
-        self.ndcg = _ndcg(model, context)
-        self.weights = {name: part.clone() for name, part in as_module(model).state_dict().items()}
-
-    def restore_if_better(self, model: Model, context: Context) -> None:
-        if self.ndcg > _ndcg(model, context):
-            as_module(model).load_state_dict(self.weights)
 
 
 def _ndcg(model: Model, context: Context) -> float:
