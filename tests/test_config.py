@@ -137,6 +137,7 @@ def test_a_folder_is_a_source_where_it_is_there_and_a_name_otherwise(load, tmp_p
         ("[search]\nserve_threads = 0", r"^search.serve_threads = 0; it must be above 0$"),
         ("[search]\nrequests = 999", r"^search.requests = 999 are too few for a p99; pass 1000 or more$"),
         ("[search]\nrate = 0", r"^search.rate = 0.0; it is requests a second, above 0, or left out$"),
+        ('[serve]\npreload = ["red"]', r"^serve.preload = 'red'; allowed: none$"),
         ('[serve]\nhistories = "none"', r"^serve.histories = 'none'; allowed: bundle, request$"),
         ("[budget]\naccept_undecided = 1", r"^budget.accept_undecided = 1; it must be true or false$"),
         ('[budget]\nobjectve = "memory"', r"^budget has no setting 'objectve' \(did you mean 'objective'\?\)$"),

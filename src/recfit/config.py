@@ -104,7 +104,8 @@ class Serve:
     Servers that are given the same `redis` share events (instead of the file) and answers.
     `cheaper` are bundles that answer where the first cannot keep `budget_ms`, the best first; who would wait longer than
     `shed_ms` is told to come back. `models` are more bundles by
-    name, a path or a list of them as a ladder of their own, loaded when they are asked for first; above `memory_mb` of
+    name, a path or a list of them as a ladder of their own, loaded when they are asked for first, or before the server is ready
+    if `preload` names them; above `memory_mb` of
     resident memory those that were used least recently leave (0: no bound). `admin_port`, on this machine alone, lets
     bundles be swapped; every further worker has the next one. `keys` is the file of those who may ask (None: everybody may),
     `certificate` and `private_key` are the PEM files for TLS. `experiments` is a file that says which users get which model,
@@ -124,6 +125,7 @@ class Serve:
     session_mb: float = 0.0
     redis: str | None = None
     models: Mapping[str, Any] = field(default_factory=dict)
+    preload: tuple[str, ...] = ()
     cheaper: tuple[str, ...] = ()
     budget_ms: float = 10.0
     shed_ms: float = 1000.0
@@ -151,6 +153,8 @@ class Serve:
         for name, paths in self.models.items():
             if not self.rungs(name) or not all(isinstance(path, str) for path in self.rungs(name)):
                 raise ConfigError(f"serve.models.{name} = {paths!r}; it must be a path or a list of paths")
+        for name in self.preload:
+            check_choice("serve.preload", name, tuple(self.models))
         check_choice("serve.histories", self.histories, ("bundle", "request"))
 
     def _check_workers(self) -> None:

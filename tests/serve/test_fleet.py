@@ -60,6 +60,19 @@ def fleet_of(opening: Opening, **options: Any) -> Fleet:
     return Fleet([Named("first")], paths=paths, open_engine=opening, **options)
 
 
+def test_what_is_preloaded_is_there_before_anybody_asks(opening: Opening) -> None:
+    fleet = fleet_of(opening, preload=("blue",))
+    assert opening.paths == ["blue"]
+    assert [*fleet.loaded] == [DEFAULT, "blue"]
+    assert (asyncio.run(fleet.get("blue"))).best.bundle == "id of blue"
+    assert opening.paths == ["blue"]
+
+
+def test_a_bundle_that_cannot_be_preloaded_ends_the_start(opening: Opening) -> None:
+    with pytest.raises(BundleError, match="was changed; export it again"):
+        fleet_of(opening, preload=("red", "bad"))
+
+
 def test_a_model_is_loaded_when_it_is_asked_for_first_and_once(call, opening: Opening) -> None:
     fleet = fleet_of(opening)
     app = make_app(fleet)

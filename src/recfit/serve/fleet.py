@@ -80,7 +80,8 @@ def settle() -> None:
 
 
 class Fleet:
-    """`paths` are the bundles that names stand for, the best first, loaded when they are asked for first; `most_mb` bounds the
+    """`paths` are the bundles that names stand for, the best first, loaded when they are asked for first, those in `preload` at
+    once (a bundle that can't be raises `RecfitError`); `most_mb` bounds the
     resident memory of the process, at which the model that was used least recently leaves (never the default one; 0: no
     bound). Models of several bundles keep `budget_s` by answering from cheaper ones; who would wait longer than `shed_s` is
     sent away. Every bundle that answers keeps up to `session_mb` of sessions."""
@@ -91,6 +92,7 @@ class Fleet:
         *,
         threads: int = 0,
         paths: Mapping[str, Sequence[Path]] | None = None,
+        preload: Sequence[str] = (),
         most_mb: float = 0.0,
         budget_s: float = BUDGET_S,
         shed_s: float = SHED_S,
@@ -100,7 +102,7 @@ class Fleet:
         self._threads, self._open, self._most_mb = threads, open_engine, most_mb
         self._budget_s, self._shed_s, self._session_mb = budget_s, shed_s, session_mb
         self._paths = dict(paths or {})
-        self._loaded = {DEFAULT: self._model(default)}
+        self._loaded = {DEFAULT: self._model(default), **{name: self._opened(self._paths[name]) for name in preload}}
         settle()
         self._previous: dict[str, Model] = {}
         self._locks: dict[str, asyncio.Lock] = {}

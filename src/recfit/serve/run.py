@@ -69,7 +69,7 @@ def engines_of(bundle: Path, settings: Serve) -> list[Recommender]:
     engines = [opened(path) for path in (bundle, *map(Path, settings.cheaper))]
     if settings.session_mb and not any(engine.sessions for engine in engines):
         message = (
-            "session_mb = %g is of no use: %s cannot go on from a session; set it in the recfit.toml that makes it"
+            "session_mb = %g is of no use: %s goes on from no session; Transformers without a window do, made with it"
         )
         log.warning(message, settings.session_mb, bundle)
     return engines
@@ -115,6 +115,7 @@ def app_of(
         engines,
         threads=settings.threads,
         paths={name: [*map(Path, settings.rungs(name))] for name in settings.models},
+        preload=settings.preload,
         most_mb=settings.memory_mb,
         budget_s=settings.budget_ms / 1e3,
         shed_s=settings.shed_ms / 1e3,
