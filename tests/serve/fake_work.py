@@ -23,11 +23,15 @@ def work(events: str, listeners: Sequence[socket.socket], tell: Callable[[Told],
     serve([FakeEngine()], listeners, Serve(events=events, drain_s=0.2), tell)
 
 
+def tell(told: Sequence[Told]) -> None:
+    print(told[0]["url"], *[one["admin"] for one in told], flush=True)
+
+
 def main() -> None:
     with ExitStack() as stack:
         public = stack.enter_context(bind("127.0.0.1", 0))
         places = [[public, stack.enter_context(bind("127.0.0.1", 0))] for _ in range(2)]
-        workers.run(partial(work, sys.argv[1]), places, lambda told: print(*[one["admin"] for one in told], flush=True))
+        workers.run(partial(work, sys.argv[1]), places, tell)
     print("returned", flush=True)
 
 

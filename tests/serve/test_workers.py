@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import httpx
 import psutil
@@ -27,12 +26,8 @@ class Started:
     """A running supervisor of two workers."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
-        assert process.stdout is not None
-        self.process, self.admins = process, process.stdout.readline().split()
-        own = psutil.Process(process.pid).net_connections("tcp")
-        known = {urlsplit(admin).port for admin in self.admins}
-        [port] = {one.laddr.port for one in own if one.status == "LISTEN"} - known
-        self.url = f"http://127.0.0.1:{port}"
+        self.process = process
+        self.url, *self.admins = said(process).split()
 
     def workers(self) -> list[psutil.Process]:
         children = psutil.Process(self.process.pid).children()
@@ -48,14 +43,25 @@ def begin(events: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=HERE)
 
 
+def said(process: subprocess.Popen[str]) -> str:
+    """The line with the addresses; a process that ended instead fails with what it complained of."""
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line, process.communicate(timeout=30)[1]
+    return line
+
+
 @pytest.fixture
 def started(tmp_path: Path) -> Iterator[Started]:
     process = begin(str(tmp_path / "events.db"))
-    running = Started(process)
-    left = running.workers()
-    yield running
-    process.kill()
-    process.communicate()
+    left: list[psutil.Process] = []
+    try:
+        running = Started(process)
+        left = running.workers()
+        yield running
+    finally:
+        process.kill()
+        process.communicate()
     for worker in left:
         until(lambda worker=worker: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
 

@@ -12,11 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from recfit.serve.sqlite import opened
 from recfit.types import ConfigError
 
 KEEP = 200
 """Events of a user that are kept, the newest ones: as many as the longest histories that models read."""
-BUSY_S = 5.0
+TABLES = """
+CREATE TABLE IF NOT EXISTS events (id INTEGER PRIMARY KEY, user TEXT, item TEXT, at REAL);
+CREATE INDEX IF NOT EXISTS of_user ON events (user, id);
+"""
 
 
 class UnavailableError(Exception):
@@ -41,13 +45,7 @@ class SqliteEvents:
     def __init__(self, path: Path | None = None) -> None:
         name = ":memory:" if path is None else str(path)
         try:
-            self._file = sqlite3.connect(name, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
-            self._file.execute("PRAGMA journal_mode=WAL")
-            self._file.execute("PRAGMA synchronous=NORMAL")
-            self._file.execute(
-                "CREATE TABLE IF NOT EXISTS events (id INTEGER PRIMARY KEY, user TEXT, item TEXT, at REAL)"
-            )
-            self._file.execute("CREATE INDEX IF NOT EXISTS of_user ON events (user, id)")
+            self._file = opened(name, TABLES)
         except sqlite3.Error as error:
             raise ConfigError(f"the events file {name} cannot be opened: {error}; name another") from error
 

@@ -15,6 +15,7 @@ import threading
 import time
 from pathlib import Path
 
+from recfit.serve.sqlite import opened
 from recfit.types import ConfigError
 
 log = logging.getLogger("recfit.serve")
@@ -36,8 +37,7 @@ class Exposures:
 
     def __init__(self, path: Path) -> None:
         try:
-            self._file = sqlite3.connect(path, timeout=5.0, isolation_level=None, check_same_thread=False)
-            self._file.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;" + TABLES)
+            self._file = opened(path, TABLES)
             self._file.execute("INSERT OR IGNORE INTO about VALUES ('salt', ?)", (os.urandom(16),))
             (self._salt,) = self._file.execute("SELECT value FROM about WHERE key = 'salt'").fetchone()
         except sqlite3.Error as error:
