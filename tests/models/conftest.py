@@ -47,6 +47,19 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "sasrec",
         {"layers": 2, "embedding_dim": 8, "heads": 2, "ffn": 12, "max_history": 9, "parts": 4, "codes": 6},
     ),
+    "sasrec-narrow-codes": (
+        "sasrec",
+        {
+            "layers": 2,
+            "embedding_dim": 8,
+            "heads": 2,
+            "ffn": 12,
+            "max_history": 9,
+            "parts": 3,
+            "codes": 6,
+            "table_dim": 6,
+        },
+    ),
     "sasrec-low-rank": (
         "sasrec",
         {

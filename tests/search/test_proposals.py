@@ -254,3 +254,23 @@ def test_a_step_joins_wherever_nothing_that_trains_comes_after_it(study):
     assert Recipe((cache, runtime)) in children(runtime)
     assert Recipe((prune, cache)) in children(cache)
     assert all(child.steps[0] == prune for child in children(prune, cache)), "prune would be trained anew"
+
+
+def test_cuts_along_different_axes_join_in_either_order_and_are_one_recipe(study):
+    narrow, short, coded = (
+        make("reduce", {"axis": "table_dim", "size": 8}),
+        make("reduce", {"axis": "history_length", "size": 10}),
+        make("codes", {}),
+    )
+    first = [Recipe((step,)) for step in (narrow, short, coded)]
+
+    def children(*steps):
+        return [child for child, _ in propose._children(Recipe(steps), first, study)]
+
+    assert Recipe((narrow, coded)) in children(narrow)
+    assert Recipe((short, narrow)) in children(short)
+    assert Recipe((short, narrow)).id == Recipe((narrow,)).then(short).id
+    assert short not in [step for child in children(narrow) for step in child.steps], "narrow would be trained anew"
+    other = make("reduce", {"axis": "table_dim", "size": 4})
+    first.append(Recipe((other,)))
+    assert not [child for child in children(narrow) if other in child.steps], "one axis is cut once"

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 import toys
-from recfit import models
+from recfit import models, open_bundle
 from recfit.bundle import open_files
 from recfit.pipeline import Pipeline, Stage
 from recfit.registry import find
 from recfit.techniques import Context, applied, codes, make
-from recfit.types import ConfigError, Unsupported
+from recfit.types import ConfigError, Request, Unsupported
 
 Exported = Callable[[Pipeline], Path]
 
@@ -114,6 +114,24 @@ def test_the_bundle_holds_the_models_own_codes(exported: Exported) -> None:
     assert np.array_equal(held & 15, sub_ids[:, 0::2])
 
 
+@pytest.mark.parametrize("original", [SASREC, DESCRIBED], ids=["sasrec", "mlp"])
+def test_narrow_vectors_are_made_of_codes_and_widened_as_before(original: Pipeline, exported: Exported) -> None:
+    context = Context(toys.split(), original, toys.FIT)
+    narrow = applied(make("reduce", {"axis": "table_dim", "size": 4, "epochs": 0}), original, context)
+    out = applied(make("codes", {"parts": 2, "codes": 32, "epochs": 0}), narrow, context)
+    model: Any = out.main.model
+    assert (model.config.table_dim, model.config.parts, vectors(out).shape[1]) == (4, 2, 4)
+    lost = [distance(coded, narrow) for coded in (out, coded(narrow, parts=2, codes=32, assign="random"))]
+    assert lost[0] < 0.25 * lost[1]
+    spec = open_files(exported(out)).stages["retrieve"].table
+    assert (spec["format"], spec["dim"], spec["parts"]) == ("pq", 4, 2)
+    again = toys.expected(out, -1, [3, 4, 6])
+    engine = open_bundle(exported(out))
+    ids = toys.around().item_ids
+    asked = Request(history=tuple(ids[row] for row in (3, 4, 6)))
+    np.testing.assert_allclose(engine.score(asked, ids)[again > -np.inf], again[again > -np.inf], rtol=1e-3, atol=1e-3)
+
+
 def test_item_features_become_part_of_the_vectors() -> None:
     out = coded(DESCRIBED, parts=4, codes=32)
     assert not out.main.model.config.features
@@ -148,10 +166,14 @@ def test_a_family_can_be_built_with_codes_and_learns() -> None:
     torch.testing.assert_close(model.items.lookup(history)[0], rows)
 
 
+NARROW = applied(
+    make("reduce", {"axis": "table_dim", "size": 4, "epochs": 0}), SASREC, Context(toys.split(), SASREC, toys.FIT)
+)
 REFUSED: list[tuple[Pipeline, str, Mapping[str, Any], str]] = [
     (NEUMF, "codes", {}, "neumf has no item table that could be made of codes"),
     (EASE, "codes", {}, "ease has no item table that could be made of codes"),
     (SASREC, "codes", {"parts": 5, "codes": 16}, "parts=5 does not divide embedding_dim=16"),
+    (NARROW, "codes", {"parts": 3, "codes": 16}, "parts=3 does not divide table_dim=4"),
     (SASREC, "codes", {"parts": 4, "codes": 40}, "codes=40 for 40 items share nothing; pass fewer"),
     (SASREC, "codes", {"parts": 1, "codes": 16, "assign": "quotient_remainder"}, "tells 256 items apart by 2 parts"),
     (SASREC, "codes", {"parts": 2, "codes": 4, "assign": "quotient_remainder"}, "tells 16 items apart by 2 parts"),
@@ -177,6 +199,7 @@ def test_a_coded_space_is_not_turned() -> None:
     ("options", "sentence"),
     [
         ({"parts": 3}, r"model\.sasrec\.parts = 3 does not divide embedding_dim = 64"),
+        ({"parts": 4, "table_dim": 6}, r"model\.sasrec\.parts = 4 does not divide table_dim = 6"),
         ({"parts": 8, "features": True}, "parts = 8 with features = True; codes hold whole vectors"),
         ({"parts": 8, "codes": 257}, "codes = 257 is outside 2 to 256"),
     ],

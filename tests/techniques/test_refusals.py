@@ -255,3 +255,15 @@ def test_what_is_not_one_graph_is_refused_before_it_is_built(kind: str, steps: A
         pipeline = applied(make(name, settings), pipeline, context)
     with pytest.raises(Unsupported, match=sentence):
         applied(make("runtime", {"name": "fused"}), pipeline, context)
+
+
+def test_item_vectors_are_cut_to_what_keeps_their_quality_and_narrow_ones_not_at_all() -> None:
+    (variants,) = available(["reduce"])
+
+    def sizes(**options: int) -> list[int]:
+        pipeline = Pipeline(Stage(toys.untrained("sasrec", {"layers": 1, "heads": 2, "ffn": 8, **options})))
+        return [step.size for step in variants(context_of(pipeline)) if step.axis == "table_dim"]  # type: ignore[attr-defined]
+
+    assert sizes(embedding_dim=256) == [64]
+    assert sizes(embedding_dim=64) == [32]
+    assert sizes(embedding_dim=32) == []

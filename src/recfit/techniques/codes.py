@@ -17,6 +17,7 @@ from recfit.options import check_choice, check_ranges
 from recfit.pipeline import Pipeline
 from recfit.tables._learning import coded_rotation
 from recfit.techniques import Context
+from recfit.techniques._inherit import turned
 from recfit.techniques._shrink import fine_tuned
 from recfit.techniques._subids import ASSIGN, importance, means
 from recfit.types import FloatArray, Unsupported
@@ -50,24 +51,26 @@ class Technique:
             raise Unsupported(f"{model.kind} has no item table that could be made of codes; leave codes out")
         if item_codes(model) is not None:
             raise Unsupported(f"the item table of {model.kind} already is trained codes; leave codes out")
-        if model.config.table_dim:
-            raise Unsupported(f"the item table of {model.kind} is narrower than the model; make it of codes instead")
-        if model.config.embedding_dim % self.parts:
-            raise Unsupported(f"parts={self.parts} does not divide embedding_dim={model.config.embedding_dim}")
+        whole = model.config.table_dim or model.config.embedding_dim
+        if whole % self.parts:
+            name = "table_dim" if model.config.table_dim else "embedding_dim"
+            raise Unsupported(f"parts={self.parts} does not divide {name}={whole}")
         if self.codes >= model.catalogue.n_items:
             raise Unsupported(f"codes={self.codes} for {model.catalogue.n_items} items share nothing; pass fewer")
 
     def _coded(self, model: Any, context: Context) -> Any:
         """`model` with the table of codes that is nearest to its own."""
         weights, kind = importance(context.split), "random" if context.structure_only else self.assign
-        if kind == "kmeans" and isinstance(model, Rotatable):
-            basis = coded_rotation(_vectors(model), self.parts, self.codes, weights)
-            model = model.rotated(torch.from_numpy(basis))
+        narrow = bool(model.config.table_dim)
+        if kind == "kmeans" and (narrow or isinstance(model, Rotatable)):
+            turn = torch.from_numpy(coded_rotation(_vectors(model), self.parts, self.codes, weights))
+            model = turned(model, turn) if narrow else model.rotated(turn)
         sub_ids = ASSIGN[kind](_vectors(model), context.split, self.parts, self.codes)
         table = {"sub_ids": sub_ids, "weight": means(_vectors(model), sub_ids, self.codes, weights)}
         config = replace(model.config, parts=self.parts, codes=self.codes, features=False, without=(), widths=())
         coded: Any = rebuilt(model, config)
-        rest = {name: part for name, part in as_module(model).state_dict().items() if not name.startswith("items.")}
+        kept = as_module(model).state_dict().items()
+        rest = {name: part for name, part in kept if name == "items.basis" or not name.startswith("items.")}
         coded.load_state_dict(rest | {f"items.{name}": torch.from_numpy(part) for name, part in table.items()})
         return coded.eval()
 
