@@ -42,6 +42,7 @@ SHAPES: dict[str, list[dict[str, Any]]] = {
         {"layers": 2, "embedding_dim": 16, "heads": 2, "ffn": 24, "max_history": 9},
         {"layers": 1, "embedding_dim": 16, "heads": 2, "ffn": 24, "max_history": 9, "parts": 4, "codes": 16},
         {"layers": 3, "embedding_dim": 16, "heads": 2, "ffn": 24, "max_history": 9, "window": 3},
+        {"layers": 3, "embedding_dim": 16, "heads": [1, 2, 3], "ffn": [24, 5, 16], "max_history": 9},
     ],
     "two_tower": [
         {"embedding_dim": 8, "hidden": 12, "max_history": 9},

@@ -31,6 +31,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "sasrec",
         {"layers": 3, "embedding_dim": 8, "heads": 2, "ffn": 12, "max_history": 9, "window": 3},
     ),
+    "sasrec-uneven": (
+        "sasrec",
+        {"layers": 3, "embedding_dim": 8, "heads": [3, 1, 2], "ffn": [12, 5, 9], "max_history": 9},
+    ),
     "sasrec-features": (
         "sasrec",
         {

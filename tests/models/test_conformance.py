@@ -11,6 +11,7 @@ import torch
 from conftest import N_ITEMS, VARIANTS, requests, rows_of
 from recfit import models
 from recfit.models import Causal, Encoder, Model, Ranker, Rotatable, Tied
+from recfit.models._axes import ABSENT  # noqa: PLC2701
 from recfit.registry import names
 from recfit.types import ConfigError
 
@@ -28,6 +29,11 @@ SHRINKABLE = [
     ("sasrec-window", "history_length"),
     ("sasrec-window", "heads"),
     ("sasrec-window", "embedding_dim"),
+    ("sasrec-uneven", "layers"),
+    ("sasrec-uneven", "heads"),
+    ("sasrec-uneven", "ffn"),
+    ("sasrec-uneven", "embedding_dim"),
+    ("sasrec-uneven", "window"),
     ("sasrec-codes", "window"),
     ("sasrec-codes", "layers"),
     ("sasrec-codes", "heads"),
@@ -104,7 +110,7 @@ def test_tied_encoders_agree_with_encode(make: Make, name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("sasrec", "sasrec-1", "sasrec-window", "sasrec-features", "sasrec-codes", "sasrec-low-rank"),
+        *("sasrec", "sasrec-1", "sasrec-window", "sasrec-uneven", "sasrec-features", "sasrec-codes", "sasrec-low-rank"),
         *("mlp", "mlp-features", "mlp-codes", "mlp-low-rank"),
     ],
 )
@@ -135,7 +141,7 @@ def test_shrink_is_really_smaller_and_keeps_the_type(make: Make, name: str, axis
     model = make(name)
     size = model.axes()[axis]
     assert model.importance(axis).shape[-1] == size
-    assert (model.importance(axis) >= 0).all()
+    assert ((model.importance(axis) >= 0) | (model.importance(axis) == ABSENT)).all()
     left = size // 2 if axis == "table_dim" else size - 1  # the matrix that widens a table takes room too
     small = model.shrink(axis, torch.arange(left))
     assert small.axes()[axis] == left
@@ -174,7 +180,9 @@ def test_an_unknown_axis_is_refused(make: Make, name: str) -> None:
         model.shrink("colour", torch.arange(1))
 
 
-@pytest.mark.parametrize("name", ["sasrec", "sasrec-features", "mlp", "mlp-features", "als", "two_tower-features"])
+@pytest.mark.parametrize(
+    "name", ["sasrec", "sasrec-uneven", "sasrec-features", "mlp", "mlp-features", "als", "two_tower-features"]
+)
 def test_rotation_keeps_the_scores(make: Make, name: str) -> None:
     model = make(name)
     assert isinstance(model, Rotatable)

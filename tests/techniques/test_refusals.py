@@ -29,6 +29,18 @@ def context_of(pipeline: Pipeline, **changes: Any) -> Context:
 REFUSED: list[tuple[Pipeline, str, Mapping[str, Any], str]] = [
     (SASREC, "prune", {"axis": "ffn", "keep": 1.0}, "keep=1.0 of 24 ffn removes nothing; pass keep < 0.98"),
     (SASREC, "prune", {"axis": "fnn"}, "sasrec has no axis 'fnn'; it has: layers, heads"),
+    (
+        SASREC,
+        "prune",
+        {"axis": "layers", "scope": "global"},
+        "layers of sasrec are compared as a whole anyway; leave out",
+    ),
+    (
+        NEUMF,
+        "prune",
+        {"axis": "hidden", "scope": "global"},
+        "hidden of neumf are compared as a whole anyway; leave out",
+    ),
     (EASE, "prune", {"axis": "ffn"}, "ease has no axis 'ffn'; it has: none"),
     (SASREC, "reduce", {"size": 16}, "size=16 is not below the 16 of embedding_dim; pass size <= 15"),
     (SASREC, "reduce", {"axis": "features", "size": 1}, "sasrec has no axis 'features'"),
@@ -108,6 +120,7 @@ WRONG = [
     ("prune", {"axis": "ffn", "keep": 0.0}, "technique.prune.keep = 0.0 is outside"),
     ("prune", {"axis": "ffn", "keep": -0.5}, "keep = -0.5 is outside"),
     ("prune", {"axis": "ffn", "epochs": -1}, "epochs = -1 is outside"),
+    ("prune", {"axis": "ffn", "scope": "model"}, "technique.prune.scope = 'model'; allowed: layer, global"),
     ("prune", {"axis": "ffn", "rounds": 0}, "technique.prune.rounds = 0 is outside 1 to"),
     ("reduce", {"size": 0}, "technique.reduce.size = 0 is outside 1 to"),
     ("cache", {"share": 0.0}, "share = 0.0 is outside"),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from recfit.models import Encoder, Model, Solved, as_module
 from recfit.pipeline import Pipeline
@@ -13,6 +14,9 @@ from recfit.training import Hold, evaluate
 from recfit.types import Unsupported
 
 CALIBRATION = 8  # batches whose gradients tell how important a weight is
+SCOPES = ("layer", "global")  # what competes: the units or weights of a layer, or of the model
+# How the original scenario's light pruning, in which 40 % leave, is repaired.
+LIGHT: Mapping[str, Any] = {"epochs": 2, "data_fraction": 0.1, "learning_rate": 1e-4}
 
 
 class FineTuning(Protocol):
