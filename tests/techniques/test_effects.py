@@ -141,7 +141,7 @@ def test_an_original_that_knows_its_data_by_heart_teaches_nothing(shuffled: bool
     known = replace(split, validation=Queries(np.arange(split.n_users, dtype=np.int32), *last))
     replace(context, split=known).train(model)  # which keeps the epoch that knows them best
     assert by_heart(context) == shuffled
-    assert (lesson(context) is None) == shuffled
+    assert (lesson(context, model) is None) == shuffled
     (variants,) = techniques.available(["distill"])
     assert {(step.alpha, step.beta) for step in variants(context)} == {  # type: ignore[attr-defined]
         (0.0, 1.0) if shuffled else (0.7, 0.3)
@@ -197,10 +197,46 @@ def test_a_ranker_teaches_a_factorization() -> None:
     assert model.inputs == ("user",)
 
 
-def test_a_ranker_is_fine_tuned_without_a_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+REPAIRS: list[tuple[str, dict[str, Any]]] = [
+    ("prune", {"axis": "hidden"}),
+    ("reduce", {"size": 2}),
+    ("sparsify", {}),
+    ("low_rank", {}),
+    ("qat", {}),
+]
+
+
+@pytest.mark.parametrize(("technique", "settings"), REPAIRS, ids=[name for name, _ in REPAIRS])
+def test_a_ranker_that_is_fine_tuned_asks_the_original(
+    monkeypatch: pytest.MonkeyPatch, technique: str, settings: dict[str, Any]
+) -> None:
+    """For the candidates of each batch (`cache` 0): answers over the catalogue would cost a scan for every event."""
     calls = spied(monkeypatch)
-    make("prune", {"axis": "hidden"}).apply(NEUMF, context_of(NEUMF))
+    make(technique, settings).apply(NEUMF, context_of(NEUMF))
+    assert [(call["teacher"].teacher, call["teacher"].cache) for call in calls] == [(NEUMF.main.model, 0)]
+
+
+@pytest.mark.parametrize("original", [SASREC, ALS], ids=["sasrec", "als"])
+def test_a_ranker_that_an_encoder_would_teach_learns_from_labels(
+    monkeypatch: pytest.MonkeyPatch, original: Pipeline
+) -> None:
+    calls = spied(monkeypatch)
+    make("prune", {"axis": "hidden"}).apply(NEUMF, context_of(original))
     assert [call["teacher"] for call in calls] == [None]
+
+
+@pytest.mark.parametrize(("technique", "settings"), REPAIRS, ids=[name for name, _ in REPAIRS])
+def test_structure_alone_asks_no_ranker(
+    monkeypatch: pytest.MonkeyPatch, technique: str, settings: dict[str, Any]
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("asked")
+
+    monkeypatch.setattr(NEUMF.main.model, "score", refuse)
+    out = make(technique, settings).apply(NEUMF, context_of(NEUMF, structure_only=True))
+    assert out.main.model is not NEUMF.main.model
+    with pytest.raises(AssertionError, match="asked"):
+        make(technique, settings).apply(NEUMF, context_of(NEUMF))
 
 
 def test_a_solved_model_is_cut_not_solved_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from recfit.models import Causal
+from recfit.models import Causal, Model, Ranker
 from recfit.techniques import Context
 from recfit.training import Distill, evaluate
 from recfit.types import IntArray, Queries, Ragged
@@ -40,8 +40,15 @@ def _some(count: int) -> IntArray:
     return np.sort(np.random.default_rng(0).permutation(count)[:QUERIES])
 
 
-def lesson(context: Context) -> Distill | None:
-    """The usual one: the original's scores beside the labels; labels alone where it knows these by heart."""
+def lesson(context: Context, student: Model) -> Distill | None:
+    """The usual one: the original's scores beside the labels; labels alone where it knows these by heart.
+
+    A ranker is taught by a ranker, which scores the few candidates that the student is trained on. An encoder would read a
+    history for every event to score them: labels alone there, too.
+    """
+    teacher, ranks = context.original.main.model, isinstance(student, Ranker)
+    if ranks and not isinstance(teacher, Ranker):
+        return None
     if not context.structure_only and by_heart(context):
         return None
-    return Distill(context.original.main.model, cache=kept(context), folder=context.folder)
+    return Distill(teacher, cache=0 if ranks else kept(context), folder=context.folder)
