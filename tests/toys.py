@@ -48,6 +48,7 @@ SHAPES: dict[str, list[dict[str, Any]]] = {
         {"embedding_dim": 8, "hidden": 12, "max_history": 9},
         {"embedding_dim": 8, "hidden": 12, "max_history": 9, "features": True},
         {"embedding_dim": 8, "hidden": 0, "max_history": 0},
+        {"embedding_dim": 8, "hidden": 12, "max_history": 9, "parts": 2, "codes": 16, "ranks": {"first": 4}},
     ],
 }
 SHAPED = [(kind, options) for kind in names("models") for options in SHAPES.get(kind, [{}])]

@@ -88,6 +88,14 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "two_tower-history": ("two_tower", {"embedding_dim": 8, "hidden": 0, "users": False, "max_history": 9}),
     "two_tower-users": ("two_tower", {"embedding_dim": 8, "hidden": 0, "max_history": 0}),
     "two_tower-features": ("two_tower", {"embedding_dim": 8, "hidden": 10, "max_history": 9, "features": True}),
+    "two_tower-codes": (
+        "two_tower",
+        {"embedding_dim": 8, "hidden": 10, "max_history": 9, "features": True, "parts": 2, "codes": 6},
+    ),
+    "two_tower-low-rank": (
+        "two_tower",
+        {"embedding_dim": 8, "hidden": 10, "max_history": 9, "widths": [4], "ranks": {"first": 4, "second": 3}},
+    ),
     "mlp-features": ("mlp", {"embedding_dim": 8, "hidden": 10, "max_history": 9, "features": True}),
     "mlp-codes": ("mlp", {"embedding_dim": 8, "hidden": 10, "max_history": 9, "parts": 2, "codes": 6}),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,6 +49,8 @@ SHRINKABLE = [
     ("two_tower-features", "embedding_dim"),
     ("two_tower-features", "history_length"),
     ("two_tower-users", "embedding_dim"),
+    ("two_tower-codes", "hidden"),
+    ("two_tower-codes", "history_length"),
     ("als", "embedding_dim"),
     ("neumf-features", "embedding_dim"),
     ("neumf-features", "hidden"),
@@ -134,6 +137,18 @@ def test_save_and_load_keep_the_answers(make: Make, name: str, tmp_path: Path) -
     assert models.fingerprint(again) == models.fingerprint(model)
     assert again.config == model.config
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "weights.safetensors"]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_model_that_was_saved_before_it_had_a_setting_is_read(make: Make, name: str, tmp_path: Path) -> None:
+    model = make(name)
+    models.save(model, tmp_path)
+    described = json.loads((tmp_path / "model.json").read_text())
+    config = {key: value for key, value in described["config"].items() if key in VARIANTS[name][1]}
+    (tmp_path / "model.json").write_text(json.dumps({**described, "config": config}))
+    again = models.load(tmp_path)
+    assert again.config == model.config
+    assert torch.equal(models.scores(again, requests(model)), models.scores(model, requests(model)))
 
 
 @pytest.mark.parametrize(("name", "axis"), SHRINKABLE)

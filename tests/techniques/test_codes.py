@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
 import toys
 from recfit import models, open_bundle
 from recfit.bundle import open_files
+from recfit.models._codes import CodedTable  # noqa: PLC2701
 from recfit.pipeline import Pipeline, Stage
 from recfit.registry import find
 from recfit.techniques import Context, applied, codes, make
@@ -20,7 +23,7 @@ from recfit.types import ConfigError, Request, Unsupported
 
 Exported = Callable[[Pipeline], Path]
 
-SASREC, NEUMF, EASE = (toys.original(kind) for kind in ("sasrec", "neumf", "ease"))
+SASREC, NEUMF, EASE, TOWERS = (toys.original(kind) for kind in ("sasrec", "neumf", "ease", "two_tower"))
 DESCRIBED = Pipeline(Stage(toys.trained("mlp", toys.SHAPES["mlp"][1])))
 DIM = 16
 
@@ -146,6 +149,31 @@ def test_the_space_is_turned_without_changing_what_the_model_says() -> None:
     np.testing.assert_allclose(given[alive], wanted[alive], atol=0.05 * np.ptp(wanted[alive]))
 
 
+def test_two_towers_read_the_history_from_codes_too(exported: Exported) -> None:
+    described = Pipeline(Stage(toys.trained("two_tower", toys.SHAPES["two_tower"][1])))
+    for original in (TOWERS, described):
+        out = coded(original, codes=39)
+        model: Any = out.main.model
+        assert isinstance(model.items, CodedTable)
+        assert isinstance(model.past.items, CodedTable)
+        assert not torch.equal(model.items.sub_ids, model.past.items.sub_ids), "what is read is not what is scored"
+        wanted, given = (toys.expected(pipeline, 3, [3, 4, 6]) for pipeline in (original, out))
+        alive = wanted > -np.inf
+        np.testing.assert_allclose(given[alive], wanted[alive], atol=0.05 * np.ptp(wanted[alive]))
+    assert out.main.model.config.features, "the features of users stay"
+    assert "user_features" in out.main.model.inputs
+    graphs = [onnx.load(exported(part) / "retrieve" / "model.onnx").graph for part in (TOWERS, coded(TOWERS))]
+    rows = [[tuple(part.dims) for part in graph.initializer if toys.N_ITEMS in part.dims] for graph in graphs]
+    assert rows == [[(toys.N_ITEMS, 8)], [(toys.N_ITEMS, 4)]]
+
+
+def test_layers_of_low_rank_are_left_as_they_are() -> None:
+    low = applied(make("low_rank", {"keep": 0.6, "epochs": 0}), SASREC, Context(toys.split(), SASREC, toys.FIT))
+    before, after = (models.as_module(pipeline.main.model).state_dict() for pipeline in (low, coded(low)))
+    assert "blocks.0.query.inner.weight" in before
+    assert all(name.startswith("items.") or torch.equal(part, after[name]) for name, part in before.items())
+
+
 def test_codes_can_be_pruned_and_quantized_further(exported: Exported) -> None:
     pipeline = coded()
     context = Context(toys.split(), SASREC, toys.FIT)
@@ -207,6 +235,18 @@ def test_a_coded_space_is_not_turned() -> None:
 def test_a_model_of_impossible_codes_is_refused(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         toys.untrained("sasrec", options)
+
+
+def test_codes_take_the_features_of_users_beside_them_alone() -> None:
+    bare = replace(models.catalogue_of(toys.split()), user_features=None)
+    options = {"embedding_dim": 8, "parts": 2, "features": True}
+    with pytest.raises(
+        ConfigError, match=r"model\.two_tower\.parts = 2 with features = True, and none of users; codes"
+    ):
+        models.build("two_tower", options, bare)
+    assert "user_features" in toys.untrained("two_tower", options).inputs
+    with pytest.raises(ConfigError, match=r"parts = 2 with widths = \(4,\); codes hold whole vectors"):
+        toys.untrained("two_tower", {"embedding_dim": 8, "parts": 2, "widths": [4]})
 
 
 def test_a_wrong_assignment_is_answered_with_what_is_allowed() -> None:

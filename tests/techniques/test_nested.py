@@ -158,6 +158,18 @@ def test_a_nested_mlp_may_lose_the_columns_of_its_layers_too() -> None:
     assert small[1].config.embedding_dim == 4
 
 
+def test_nested_towers_answer_at_the_front_as_they_were_trained() -> None:
+    """Users, histories and items together are cut: a request is not told more than the items can tell apart."""
+    model: Any = nested("two_tower", widths=[4, 2])
+    model.items.limit = 4
+    wanted = scores(model)
+    model.items.limit = None
+    small = cut(model, "embedding_dim", 4, toys.split())
+    torch.testing.assert_close(scores(small), wanted)
+    assert not torch.allclose(scores(model), wanted)
+    assert (small.config.embedding_dim, small.config.widths) == (4, (2,))
+
+
 def test_nested_training_is_better_where_it_is_narrow() -> None:
     """The first 3 numbers of 16, trained alike but for the widths."""
     fit = Fit(epochs=30, patience=30, batch_size=32, threads=1, precision="fp32", learning_rate=1e-2)

@@ -14,7 +14,7 @@ from recfit.pipeline import Pipeline, RuntimePlan, Stage
 from recfit.techniques import Context, applied, available, describe, make, quantize
 from recfit.types import ConfigError, Unsupported
 
-SASREC, NEUMF, EASE, ALS = (toys.original(kind) for kind in ("sasrec", "neumf", "ease", "als"))
+SASREC, NEUMF, EASE, ALS, TOWERS = (toys.original(kind) for kind in ("sasrec", "neumf", "ease", "als", "two_tower"))
 INT8 = Pipeline(replace(SASREC.main, graph="int8", table="int8"))
 EAGER = replace(SASREC, runtime=RuntimePlan("torch"))
 SMALL = replace(SASREC, runtime=RuntimePlan("numpy"))
@@ -45,6 +45,13 @@ REFUSED: list[tuple[Pipeline, str, Mapping[str, Any], str]] = [
     (SASREC, "reduce", {"size": 16}, "size=16 is not below the 16 of embedding_dim; pass size <= 15"),
     (SASREC, "reduce", {"axis": "features", "size": 1}, "sasrec has no axis 'features'"),
     (NEUMF, "reduce", {"axis": "history_length", "size": 1}, "neumf has no axis 'history_length'"),
+    (
+        ALS,
+        "reduce",
+        {"axis": "table_dim", "size": 4},
+        "als has no table narrower than itself; pass axis='embedding_dim'",
+    ),
+    (TOWERS, "reduce", {"axis": "table_dim", "size": 4}, "two_tower has no table narrower than itself; pass axis="),
     (SASREC, "distill", {"kind": "ease"}, "ease is solved in closed form and cannot learn a teacher's scores"),
     (EAGER, "quantize", {}, "torch runs no graph of format int8 and no stage in fewer bits; change the runtime first"),
     (EAGER, "quantize", {"graph": "float32"}, "torch runs no graph of format float32 and no stage in fewer bits"),

@@ -3,6 +3,7 @@ vectors of the sub-ids, which items share (RecJPQ: Petrov and Macdonald, WSDM 20
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -53,6 +54,10 @@ class CodedTable(nn.Module):
         """What meets the table's vectors, of what the model gives."""
         return hidden if self.basis is None else hidden @ self.basis.T
 
+    def front(self, vectors: Tensor) -> Tensor:
+        """Vectors as they are: codes are never trained to do without a part."""
+        return vectors
+
     @property
     def width(self) -> int:
         """Numbers of a vector."""
@@ -87,9 +92,9 @@ def item_table(n_items: int, config: Any, std: float, described: Features | None
     return ItemTable(n_items, config.embedding_dim, std, described, config.without, config.table_dim)
 
 
-def check_table(where: str, config: Any) -> None:
+def check_table(where: str, config: Any, alone: Sequence[str] = ("features", "widths")) -> None:
     """Raise ConfigError for a table that cannot be: `table_dim` and `widths` beyond the vectors, `parts` that don't divide
-    them, or codes with what they cannot add to or cut."""
+    them, or codes with settings that they stand `alone` without: what they cannot add to or cut."""
     check_ranges(where, config, table_dim=(0, config.embedding_dim), parts=(0, 8192), codes=(2, 256))
     whole = config.table_dim or config.embedding_dim
     if wrong := [width for width in config.widths if not 1 <= width < whole]:
@@ -99,7 +104,7 @@ def check_table(where: str, config: Any) -> None:
     if whole % config.parts:
         name = "table_dim" if config.table_dim else "embedding_dim"
         raise ConfigError(f"{where}.parts = {config.parts} does not divide {name} = {whole}")
-    for name in ("features", "widths"):
+    for name in alone:
         if value := getattr(config, name):
             raise ConfigError(
                 f"{where}.parts = {config.parts} with {name} = {value}; codes hold whole vectors, leave it out"

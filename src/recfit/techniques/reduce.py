@@ -58,6 +58,8 @@ class Technique:
 
     def apply(self, pipeline: Pipeline, context: Context) -> Pipeline:
         model = pipeline.main.model
+        if self.axis == "table_dim" and "embedding_dim" in model.axes() and "table_dim" not in model.axes():
+            raise Unsupported(f"{model.kind} has no table narrower than itself; pass axis='embedding_dim'")
         now = size_of(model, self.axis)
         size = enough(model, self.axis, self.energy, context.split) if self.energy else self.size
         if size >= now:
