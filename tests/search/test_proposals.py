@@ -9,6 +9,7 @@ import pytest
 from made_study import base_quality, costs, worse
 
 import toys
+from recfit import flow
 from recfit.pipeline import Pipeline, Stage
 from recfit.search import propose
 from recfit.search.budget import Budget
@@ -125,6 +126,22 @@ def test_singles_leave_room_for_chains(study):
     alone = [recipe.families[0] for recipe in tried if len(recipe.steps) == 1]
     assert sorted(alone) == sorted({step.family for step in STEPS})
     assert any(len(recipe.steps) > 1 for recipe in tried)
+
+
+def test_what_the_budget_lets_go_of_quality_reaches_what_is_proposed(study, monkeypatch):
+    seen = []
+    monkeypatch.setattr(flow, "singles", lambda context, wanted: seen.append(context.tolerance))
+    monkeypatch.setattr(flow, "proposals", lambda *_: [])
+    bench = SimpleNamespace(
+        settings=SimpleNamespace(search=SimpleNamespace(techniques=(), max_minutes=1)),
+        study=study,
+        budget=BUDGET,
+        split=toys.split(),
+        workshop=SimpleNamespace(served=lambda: None, fit=toys.FIT),
+        minutes_of=lambda ids: 0.0,
+    )
+    flow.explore(bench)
+    assert seen == [0.2]
 
 
 def test_a_second_run_goes_on_where_the_first_stopped(study):

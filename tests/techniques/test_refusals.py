@@ -161,7 +161,14 @@ WRONG = [
         {"graph": "int9"},
         r"technique.quantize.graph = 'int9' \(did you mean 'int8'\?\); allowed: codebook, float32",
     ),
-    ("quantize", {"graph_options": {"bits": 3}}, "graph.int8 has no setting 'bits'; allowed: per, skip"),
+    ("quantize", {"graph_options": {"bits": 3}}, "graph.int8 has no setting 'bits'; allowed: per, weights, skip"),
+    (
+        "quantize",
+        {"graph_options": {"weights": "asymetric"}},
+        r"graph.int8.weights = 'asymetric' \(did you mean 'asymmetric'\?\); allowed: symmetric, asymmetric",
+    ),
+    ("qat", {"graph_options": {"per": "row"}}, "graph.int8.per = 'row'; allowed: channel, tensor"),
+    ("qat", {"graph_options": {"skip": ["up"]}}, "graph_options.skip: all linear layers learn; leave it out"),
     ("quantize", {"restore": "all"}, "restore = 'all'; allowed: \"auto\", or a number from 0"),
     ("quantize", {"restore": -1}, 'restore = -1; allowed: "auto", or a number from 0'),
     ("quantize", {"restore": 1.5}, "restore = 1.5; it must be a whole number"),
@@ -172,7 +179,8 @@ WRONG = [
         r"table_options has no setting 'part' \(did you mean 'parts'",
     ),
     ("quantize", {"table": "pq", "table_options": {"codes": 300}}, "codes = 300; give 1 part or more, 2 to 256 codes"),
-    ("quantize", {"table_options": {"block": 16}}, "table_options has no setting 'block'; allowed: dim"),
+    ("quantize", {"table_options": {"block": 16}}, "table_options has no setting 'block'; allowed: dim, asymmetric"),
+    ("quantize", {"table_options": {"asymmetric": 1}}, "table_options.asymmetric = 1; it must be true or false"),
     ("low_rank", {"by": "luck"}, "technique.low_rank.by = 'luck'; allowed: budget, energy"),
     ("low_rank", {"keep": 0}, "technique.low_rank.keep = 0.0 is outside"),
     ("matryoshka", {"epochs": 0}, "technique.matryoshka.epochs = 0 is outside 1 to"),
@@ -215,21 +223,58 @@ def test_a_description_shows_what_is_not_default() -> None:
     assert describe(student) == "distill(sasrec, 1 x 64, alpha=0.5)"
 
 
-def test_nothing_is_proposed_that_does_not_fit() -> None:
-    """On an original without an item table, quantize proposes the graph alone."""
-    for pipeline, count in ((SASREC, 5), (NEUMF, 2), (EASE, 2)):
-        (variants,) = available(["quantize"])
-        assert len(variants(context_of(pipeline))) == count
-        for step in variants(context_of(pipeline)):
-            applied(step, pipeline, context_of(pipeline))
+# What quantize proposes of each original, a graph of any size taken for a large one or not.
+SMALL_GRAPH = ["quantize()", "quantize(graph=float32)", "quantize(table=int4)"]
+LARGE_GRAPH = [
+    *SMALL_GRAPH[:2],
+    "quantize(graph=int4)",
+    "quantize(restore=auto)",
+    "quantize(graph=int4, restore=auto)",
+    "quantize(table=int4)",
+    "quantize(graph=int8_static)",
+]
+NO_TABLE = ["quantize()", "quantize(graph=codebook)"]
+PROPOSED: list[tuple[Pipeline, bool, list[str]]] = [
+    (SASREC, False, SMALL_GRAPH),
+    (SASREC, True, LARGE_GRAPH),
+    (ALS, True, SMALL_GRAPH),
+    (NEUMF, False, NO_TABLE),
+    (NEUMF, True, [*NO_TABLE, *LARGE_GRAPH[2:5], LARGE_GRAPH[6]]),
+    (EASE, True, NO_TABLE),
+]
+
+
+@pytest.mark.parametrize(("pipeline", "large", "names"), PROPOSED, ids=str)
+def test_nothing_is_proposed_that_does_not_fit(
+    pipeline: Pipeline, large: bool, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On an original without an item table, quantize proposes the graph alone; few bits and restored layers where there are
+    linear layers of some size."""
+    if large:
+        monkeypatch.setattr(quantize, "LARGE", 1)
+    (variants,) = available(["quantize"])
+    steps = variants(context_of(pipeline))
+    assert [describe(step) for step in steps] == names
+    for step in steps:
+        applied(step, pipeline, context_of(pipeline, structure_only=True))
 
 
 def test_product_quantization_is_proposed_for_large_catalogues_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantize, "CODED_ITEMS", 40)
+    monkeypatch.setattr(quantize, "LARGE", 1)
     (variants,) = available(["quantize"])
-    found = [step.table_options for step in variants(context_of(SASREC)) if step.table == "pq"]  # type: ignore[attr-defined]
-    assert found == [{"parts": 4}, {"parts": 2}]
+    steps = variants(context_of(SASREC))
+    assert [step.table_options for step in steps if step.table == "pq"] == [{"parts": 4}]  # type: ignore[attr-defined]
+    assert len(steps) == 8
     assert not [step for step in variants(context_of(EASE)) if step.table == "pq"]  # type: ignore[attr-defined]
+
+
+def test_layers_are_restored_until_the_budgets_limit_on_quality_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantize, "LARGE", 1)
+    (variants,) = available(["quantize"])
+    found = [step for step in variants(context_of(SASREC, tolerance=0.05)) if step.restore == "auto"]  # type: ignore[attr-defined]
+    assert [step.tolerance for step in found] == [0.05, 0.05]  # type: ignore[attr-defined]
+    assert {step.graph for step in found} == {"int8", "int4"}  # type: ignore[attr-defined]
 
 
 def test_table_options_reach_the_stage() -> None:
