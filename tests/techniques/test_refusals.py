@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -67,9 +68,31 @@ REFUSED: list[tuple[Pipeline, str, Mapping[str, Any], str]] = [
     (INT8, "quantize", {}, r"quantize\(\) changed nothing here; leave it out of the recipe"),
     (INT8, "runtime", {"name": "torch"}, "PyTorch runs the float32 model as it is"),
     (INT8, "runtime", {"name": "numpy"}, "numpy runs no int8 graph; leave out quantize's, or keep name='ort'"),
-    (SASREC, "runtime", {"name": "torch", "graph": "basic"}, "torch has one way to run a graph; leave out graph"),
-    (SASREC, "runtime", {"name": "numpy", "graph": "none"}, "numpy has one way to run a graph; leave out graph"),
-    (SASREC, "runtime", {"name": "openvino", "graph": "basic"}, "openvino has one way to run a graph"),
+    (
+        SASREC,
+        "runtime",
+        {"name": "torch", "graph": "basic"},
+        "torch has no graph; leave it out, or take name='fused' or",
+    ),
+    (
+        SASREC,
+        "runtime",
+        {"name": "numpy", "graph": "none"},
+        "numpy has no graph; leave it out, or take name='fused' or",
+    ),
+    (SASREC, "runtime", {"name": "openvino", "graph": "basic"}, "openvino has no graph; leave it out"),
+    *(
+        (
+            SASREC,
+            "runtime",
+            {"name": name, "threads": 2, setting: value},
+            f"{name} has no {setting}; .*'fused' or 'ort'",
+        )
+        for name in ("numpy", "openvino", "torch")
+        for setting, value in (("arena", False), ("spinning", True))
+    ),
+    (SASREC, "runtime", {"compile": True}, "ort has no compile; leave it out, or take name='torch'"),
+    (SASREC, "runtime", {"name": "fused", "spinning": True}, "one thread waits for no other; leave out spinning, or"),
     (SASREC, "runtime", {}, r"runtime\(\) changed nothing here"),
     (TWO, "two_stage", {"retriever": "ease"}, "this pipeline already has two stages"),
     (SASREC, "two_stage", {"retriever": "als", "candidates": 40}, "candidates=40 is the whole catalogue of 40 items"),
@@ -155,6 +178,8 @@ WRONG = [
     ("runtime", {"threads": -1}, "threads = -1 is outside 0 to"),
     ("runtime", {"name": "openvno"}, "technique.runtime.name = 'openvno'.*; allowed: .*numpy, .*ort"),
     ("runtime", {"graph": "most"}, "allowed: none, basic, extended, all"),
+    ("runtime", {"arena": 1}, "technique.runtime.arena = 1; it must be true or false"),
+    ("runtime", {"spinning": "yes"}, "technique.runtime.spinning = 'yes'; it must be true or false"),
     ("quantize", {"graph": True}, "technique.quantize.graph = True; it must be a text in quotes"),
     (
         "quantize",
@@ -332,3 +357,45 @@ def test_item_vectors_are_cut_to_what_keeps_their_quality_and_narrow_ones_not_at
     assert sizes(embedding_dim=256) == [64]
     assert sizes(embedding_dim=64) == [32]
     assert sizes(embedding_dim=32) == []
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_threads_spin_only_where_there_are_two(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    [variants] = available(["runtime"])
+    found = [describe(step) for step in variants(context_of(SASREC))]
+    assert ("runtime(threads=2, spinning=True)" in found) == (cores == 2)
+    assert not [name for name in found if "compile" in name]
+
+
+@pytest.mark.parametrize(("pipeline", "name"), [(SASREC, "fused"), (NEUMF, "ort")])
+def test_memory_is_given_back_where_there_is_much(
+    pipeline: Pipeline, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A study measures memory after requests one at a time, which leave little of a small catalogue."""
+    [variants] = available(["runtime"])
+    for many, proposed in ((40, []), (39, [name])):
+        monkeypatch.setattr("recfit.techniques.runtime.MANY", many)
+        found = variants(context_of(pipeline))
+        assert [step.name for step in found if not step.arena] == proposed  # type: ignore[attr-defined]
+
+
+def test_nothing_is_compiled_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = make("runtime", {"name": "torch", "compile": True})
+    monkeypatch.setenv("CXX", sys.executable)
+    assert applied(step, SASREC, context_of(SASREC)).runtime == RuntimePlan("torch", options={"compile": True})
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(
+        Unsupported, match="needs a C\\+\\+ compiler and there is no 'no-such-compiler'; install it, name"
+    ):
+        applied(step, SASREC, context_of(SASREC))
+
+
+def test_a_bundle_holds_the_settings_that_are_not_the_default() -> None:
+    """So that what was exported before there was a setting is what is exported now."""
+    for settings, options in (
+        ({"name": "fused"}, {}),
+        ({"name": "fused", "graph": "basic", "arena": False}, {"graph": "basic", "arena": False}),
+        ({"threads": 2, "spinning": True, "arena": True}, {"spinning": True}),
+    ):
+        assert applied(make("runtime", settings), SASREC, context_of(SASREC)).runtime.options == options

@@ -15,15 +15,16 @@ from typing import Any
 import numpy as np
 
 from recfit.registry import find
-from recfit.runtimes import Batch, Scorer, StageSpec
+from recfit.runtimes import Batch, Scorer, StageSpec, ort
 from recfit.runtimes._sessions import Sessions
-from recfit.runtimes.ort import GRAPH, session
+from recfit.runtimes.ort import GRAPH
 from recfit.tables import _scan, configured
 from recfit.topk import Found
 from recfit.types import FloatArray, IntArray, Rows, Unsupported
 
 FUSED = "fused.onnx"
 SESSIONS = True
+OPTIONS = (*ort.OPTIONS, "ahead")
 RESCORER = "ort"  # a fused graph gives lists: it scores single items by listing all
 
 
@@ -145,7 +146,7 @@ def _selection(scores: str) -> tuple[Sequence[Any], Sequence[Any]]:
 
 
 def open_scorer(directory: Path, spec: StageSpec, threads: int) -> Scorer:
-    return Fused(session(directory / FUSED, threads, spec.options.get("graph", "all")), spec)
+    return Fused(ort.stage_session(directory / FUSED, spec, threads), spec)
 
 
 class Fused:
