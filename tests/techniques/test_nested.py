@@ -111,7 +111,9 @@ def test_energy_counts_the_components_that_hold_it(kind: str, axis: str) -> None
     assert sizes[0] < sizes[-1] < width
     if axis == "table_dim":
         step = make("reduce", {"axis": axis, "energy": 0.999999, "epochs": 0})
-        assert applied(step, pipeline, context_of(pipeline)).main.model.axes()["table_dim"] == 3, "the rank of the table"
+        assert applied(step, pipeline, context_of(pipeline)).main.model.axes()["table_dim"] == 3, (
+            "the rank of the table"
+        )
     with pytest.raises(Unsupported, match=rf"energy=1.0 needs all {width} of {axis}; pass less"):
         applied(make("reduce", {"axis": axis, "energy": 1.0}), toys.original(kind), context_of(toys.original(kind)))
 
@@ -119,7 +121,9 @@ def test_energy_counts_the_components_that_hold_it(kind: str, axis: str) -> None
 def test_energy_is_of_components() -> None:
     pipeline = toys.original("sasrec")
     step = make("reduce", {"axis": "history_length", "energy": 0.5})
-    with pytest.raises(Unsupported, match="energy=0.5 has no components of 'history_length' of sasrec to count; pass a size"):
+    with pytest.raises(
+        Unsupported, match=r"energy=0\.5 has no components of 'history_length' of sasrec to count; pass a size"
+    ):
         applied(step, pipeline, context_of(pipeline))
     with pytest.raises(ConfigError, match=r"technique.reduce.energy = 1.5 is outside 0 to 1"):
         make("reduce", {"energy": 1.5})

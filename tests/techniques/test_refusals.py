@@ -386,7 +386,7 @@ def test_nothing_is_compiled_without_a_compiler(monkeypatch: pytest.MonkeyPatch)
     assert applied(step, SASREC, context_of(SASREC)).runtime == RuntimePlan("torch", options={"compile": True})
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(
-        Unsupported, match="needs a C\\+\\+ compiler and there is no 'no-such-compiler'; install it, name"
+        Unsupported, match=r"needs a C\+\+ compiler and there is no 'no-such-compiler'; install it, name"
     ):
         applied(step, SASREC, context_of(SASREC))
 
