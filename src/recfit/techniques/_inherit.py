@@ -52,7 +52,7 @@ def narrowed(model: Model, size: int, split: Split) -> Model:
     small: Any = model.shrink("table_dim", torch.arange(size))
     source: ItemTable = model.items  # type: ignore[attr-defined]
     root, back = _metric(model, split)
-    axes = _decomposed(model, root, split).Vh[:size]
+    axes = _decomposed(model, root, split)[1][:size]
     change = (root @ axes.T).float()
     small.items.take_(source, change, (axes @ back).float() @ source.widen(torch.eye(source.width)))
     found: Model = small
@@ -66,16 +66,18 @@ def _metric(model: Any, split: Split) -> tuple[Tensor, Tensor]:
     return turn * values.sqrt() @ turn.T, turn / values.sqrt() @ turn.T
 
 
-def _decomposed(model: Any, root: Tensor, split: Split) -> torch.return_types.linalg_svd:
+def _decomposed(model: Any, root: Tensor, split: Split) -> tuple[Tensor, Tensor]:
+    """Singular values of the weighted item vectors times `root`, the largest first, and the axes [d, d] that they belong to."""
     weights = torch.from_numpy(importance(split)).double().sqrt()[:, None]
-    return torch.linalg.svd(weights * model.items.vectors().double() @ root, full_matrices=False)
+    _, values, axes = torch.linalg.svd(weights * model.items.vectors().double() @ root, full_matrices=False)
+    return values, axes
 
 
 @torch.no_grad()
 def enough(model: Model, axis: str, share: float, split: Split) -> int:
     """How many components of `axis`, the largest first, hold `share` of the energy that `cut` orders them by."""
     if axis == "table_dim" and isinstance(getattr(model, "items", None), ItemTable):
-        energies = _decomposed(model, _metric(model, split)[0], split).S.square()
+        energies = _decomposed(model, _metric(model, split)[0], split)[0].square()
     elif axis == "embedding_dim" and isinstance(model, Encoder) and isinstance(model, Rotatable):
         energies = torch.linalg.eigvalsh(_moments(model, split)).flip(0)
     else:
@@ -107,7 +109,8 @@ def principal_axes(model: Model, split: Split) -> Tensor:
     return largest_first
 
 
-def _moments(model: Encoder, split: Split) -> Tensor:
+def _moments(model: Any, split: Split) -> Tensor:
+    """The second moments that `principal_axes` are of."""
     return _energy(model.item_vectors()) + _requests(model, split)
 
 
