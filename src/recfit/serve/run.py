@@ -10,10 +10,11 @@ import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import Event
-from types import FrameType
+from types import FrameType, MappingProxyType
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -25,7 +26,7 @@ from recfit.serve.batcher import Recommender
 from recfit.serve.events import Events, SqliteEvents
 from recfit.serve.experiments import Experiments
 from recfit.serve.exposures import Exposures
-from recfit.serve.fleet import Fleet, opened
+from recfit.serve.fleet import DEFAULT, Fleet, Paths, opened, untold
 from recfit.serve.guard import Guard, read_keys
 from recfit.serve.results import Level, Results
 from recfit.serve.shared import Shared, SharedEvents, SharedResults
@@ -60,8 +61,23 @@ def run(bundle: str | Path, settings: Serve, *, json_greeting: bool = False) -> 
             work(places[0], lambda told: say([told]))
 
 
-def _work(bundle: Path, settings: Serve, listeners: Sequence[socket.socket], tell: Callable[[Told], None]) -> None:
-    serve(engines_of(bundle, settings), listeners, settings, tell)
+def _work(
+    bundle: Path,
+    settings: Serve,
+    listeners: Sequence[socket.socket],
+    tell: Callable[[Told], None],
+    swapped: Callable[[Paths], None] = untold,
+    before: Paths = MappingProxyType({}),
+) -> None:
+    bundle, settings = as_before(bundle, settings, before)
+    serve(engines_of(bundle, settings), listeners, settings, tell, swapped)
+
+
+def as_before(bundle: Path, settings: Serve, before: Paths) -> tuple[Path, Serve]:
+    """What a server begins with: the command line, and over it what names stood for in the process `before`."""
+    best, *cheaper = map(str, before.get(DEFAULT) or (bundle, *map(Path, settings.cheaper)))
+    models = {name: [*map(str, paths)] for name, paths in before.items() if name != DEFAULT}
+    return Path(best), replace(settings, cheaper=tuple(cheaper), models={**settings.models, **models})
 
 
 def engines_of(bundle: Path, settings: Serve) -> list[Recommender]:
@@ -90,6 +106,7 @@ def serve(
     listeners: Sequence[socket.socket],
     settings: Serve,
     tell: Callable[[Told], None] = lambda told: _say([told]),
+    swapped: Callable[[Paths], None] = untold,
 ) -> None:
     """Answer from open, warm engines, the best first, at a bound socket; a second one is for operators.
 
@@ -99,7 +116,7 @@ def serve(
     """
     draining = Event()
     admin_port = listeners[1].getsockname()[1] if len(listeners) > 1 else None
-    with app_of(engines, settings, draining, admin_port) as app:
+    with app_of(engines, settings, draining, admin_port, swapped) as app:
         scheme = "https" if settings.certificate else "http"
         told = {"serving": engines[0].manifest["name"], "url": url(listeners[0], scheme)}
         told |= {"admin": url(listeners[1], scheme)} if admin_port else {}
@@ -108,7 +125,11 @@ def serve(
 
 @contextmanager
 def app_of(
-    engines: Sequence[Recommender], settings: Serve, draining: Event | None = None, admin_port: int | None = None
+    engines: Sequence[Recommender],
+    settings: Serve,
+    draining: Event | None = None,
+    admin_port: int | None = None,
+    swapped: Callable[[Paths], None] = untold,
 ) -> Iterator[ASGIApp]:
     """The app that `settings` ask for; what it keeps is closed at the end."""
     fleet = Fleet(
@@ -120,6 +141,7 @@ def app_of(
         budget_s=settings.budget_ms / 1e3,
         shed_s=settings.shed_ms / 1e3,
         session_mb=settings.session_mb,
+        swapped=swapped,
     )
     with ExitStack() as stack:
         events, second = _stores(settings)
@@ -131,7 +153,7 @@ def app_of(
             fleet,
             draining=draining,
             events=events,
-            experiments=Experiments(_path(settings.experiments)),
+            experiments=Experiments(_path(settings.experiments), lambda: fleet.names),
             exposures=exposures,
             results=Results(int(settings.results_mb * 2**20), second=second),
             admin_port=admin_port,

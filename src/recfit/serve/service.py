@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from time import perf_counter
@@ -68,10 +69,8 @@ class Service:
         """The answer of the model, or of the arm that the user is in, which the log then tells."""
         begin = time.monotonic()
         request = await self._complete(asked.request())
-        wanted = asked.model or DEFAULT
-        name, experiment = (asked.variant, None) if asked.variant else self._experiments.arm(wanted, request.user_id)
-        model = await self._fleet.get(name)
-        if (shadow := self._experiments.shadow(wanted)) is not None:
+        name, experiment, model = await self._arm(asked, request.user_id)
+        if (shadow := self._experiments.shadow(asked.model or DEFAULT)) is not None:
             self._shadows.send(shadow, request, asked.k)
         if asked.explain:
             sent = await _explained(model, request, asked.k, number)
@@ -83,6 +82,19 @@ class Service:
             self._exposures.shown(number, request.user_id, experiment, name, sent.bundle)
         return msgspec.structs.replace(sent, variant=name)
 
+    async def _arm(self, asked: schema.RecommendRequest, user_id: str | None) -> tuple[str, str | None, Model]:
+        """The model that answers, by its name, and the experiment that the user takes part in: none where the model of their
+        arm cannot be loaded, so that the log has nobody under a model that did not answer."""
+        if asked.variant:
+            return asked.variant, None, await self._fleet.get(asked.variant, "variant")
+        wanted = asked.model or DEFAULT
+        name, experiment = self._experiments.arm(wanted, user_id)
+        if name != wanted:
+            with suppress(HttpError):  # the fleet has logged it
+                return name, experiment, await self._fleet.get(name)
+            experiment = None
+        return wanted, experiment, await self._fleet.get(wanted)
+
     async def _answered(
         self, model: Model, request: Request, asked: schema.RecommendRequest, begin: float, number: str
     ) -> schema.Sent:
@@ -92,7 +104,7 @@ class Service:
             rung, found = await model.batcher.ask(request, asked.k, deadline)
             return _known(model.rungs[rung], found, rung)
 
-        key = key_of(model.best.bundle, request, asked.k)
+        key = key_of(model.bundles, request, asked.k)
         # With a deadline of its own it is made alone: others must not share its haste.
         known = await (self._results.get if deadline == math.inf else self._results.get_alone)(key, make)
         model.ladder.answered(known.rung)
