@@ -160,11 +160,11 @@ def test_what_is_no_log_is_refused(tmp_path: Path) -> None:
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, plan = log(tmp_path / "log.db", drawn(1, 400, (0.2, 0.25))), tmp_path / "plan.toml"
     plan.write_text('[[experiment]]\nname = "e"\narms = { a = 0.5, b = 0.5 }\n')
-    assert main(["experiment", str(path), "--name", "e", "--plan", str(plan)]) == 0
+    assert main(["experiment", "report", str(path), "--name", "e", "--plan", str(plan)]) == 0
     told = capsys.readouterr().out
     assert "b against a:" in told
     assert "undecided" in told or "better" in told
-    assert main(["experiment", str(path), "--name", "e", "--json"]) == 0
+    assert main(["experiment", "report", str(path), "--name", "e", "--json"]) == 0
     assert {arm["name"] for arm in json.loads(capsys.readouterr().out)["arms"]} == {"a", "b"}
-    assert main(["experiment", str(path), "--name", "f", "--plan", str(plan)]) == 2
+    assert main(["experiment", "report", str(path), "--name", "f", "--plan", str(plan)]) == 2
     assert "has no experiment 'f'; it has: e" in capsys.readouterr().err

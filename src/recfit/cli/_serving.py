@@ -43,8 +43,9 @@ def add_commands(commands: Commands) -> None:
     serve.add_argument("--drain-s", type=float, help="seconds from SIGTERM to closing (default: 1)")
 
     text = "say what an A/B test shows, from the log that `recfit serve --exposures` wrote"
-    example = "recfit experiment exposures.db --name student --plan experiments.toml"
+    example = "recfit experiment report exposures.db --name student --plan experiments.toml"
     experiment = add("experiment", experiment_command, text, example)
+    experiment.add_argument("what", choices=("report",), help="report: lift with intervals, the spread of users, p-values")
     experiment.add_argument("log", type=Path, help="the exposure log")
     experiment.add_argument("--name", required=True, help="of the experiment")
     experiment.add_argument("--kind", default="click", help="the feedback that counts (default: click)")
