@@ -64,6 +64,11 @@ def add_commands(commands: Commands) -> None:
         "--find-max", action="store_true", help="search the highest rate that holds --p99, from --rate on"
     )
     load.add_argument("--p99", type=float, default=5.0, metavar="MS", help="milliseconds (default: 5)")
+    load.add_argument("--key", help="where the server asks for one (`recfit serve --keys`)")
+    load.add_argument(
+        "--ca", metavar="FILE", help="a PEM file of the certificates to trust, for https:// (default: the system's)"
+    )
+    load.add_argument("--insecure", action="store_true", help="trust any certificate")
 
 
 def serve_command(options: Any) -> None:
@@ -99,16 +104,19 @@ def loadtest_command(options: Any) -> None:
     from recfit.data.requests import read_requests
 
     load = loadtest.Load(options.rate, options.seconds, options.connections, options.k)
+    access = loadtest.Access(options.key, options.ca, options.insecure)
     requests, tell = read_requests(options.requests), progress(options)
     tell(loadtest.HEAD)
     if not options.find_max:
-        found = loadtest.run(options.url, requests, load)
+        found = loadtest.run(options.url, requests, load, access)
         tell(loadtest.line(found))
+        found.check()
         say(options, found, f"answered from: {dict(found.sources)}")
         return
     runs = []
-    for found in loadtest.find_most(options.url, requests, load, options.p99):
+    for found in loadtest.find_most(options.url, requests, load, options.p99, access):
         tell(loadtest.line(found))
+        found.check()
         runs.append(found)
     most = max((found.rate for found in runs if found.holds(options.p99)), default=0.0)
     text = (

@@ -14,7 +14,7 @@ from time import perf_counter
 
 import msgspec
 
-from recfit.serve import schema
+from recfit.serve import caller, schema
 from recfit.serve.batcher import LateError, OverloadError
 from recfit.serve.events import Events, UnavailableError
 from recfit.serve.experiments import Experiments
@@ -49,6 +49,7 @@ class Service:
     async def batch(self, body: bytes | bytearray, number: str) -> Reply:
         """A list of requests to a list of answers; one that fails has its error in its place."""
         asked = schema.parse_batch(body).requests
+        caller.charge.get()(len(asked) - 1)
         answers = await asyncio.gather(*(self._one(one, f"{number}.{at}") for at, one in enumerate(asked)))
         return Reply(encode({"outcomes": answers}))
 
@@ -73,7 +74,7 @@ class Service:
         if (shadow := self._experiments.shadow(asked.model or DEFAULT)) is not None:
             self._shadows.send(shadow, request, asked.k)
         if asked.explain:
-            sent = await _explained(model, request, asked.k, number)
+            sent = await _explained(model, request, asked.k, _deadline(asked, begin), number)
         else:
             sent = await self._answered(model, request, asked, begin, number)
         if experiment is None or request.user_id is None:
@@ -98,7 +99,7 @@ class Service:
     async def _answered(
         self, model: Model, request: Request, asked: schema.RecommendRequest, begin: float, number: str
     ) -> schema.Sent:
-        deadline = math.inf if asked.deadline_ms is None else begin + asked.deadline_ms / 1e3
+        deadline = _deadline(asked, begin)
 
         async def make() -> Known:
             rung, found = await model.batcher.ask(request, asked.k, deadline)
@@ -134,7 +135,7 @@ class Service:
         asked = schema.parse_score(body)
         model = await self._fleet.get(asked.model)
         request = await self._complete(asked.request())
-        found = await model.batcher.run(model.best.engine.score, request, asked.items)
+        found = await model.batcher.run(partial(model.best.engine.score, request, asked.items))
         scores = [None if score != score else score for score in found.tolist()]  # JSON has no NaN
         return Reply(encode(schema.ScoreResponse(scores, model.best.bundle, number)), "model")
 
@@ -144,7 +145,7 @@ class Service:
         if not engine.known_item(item_id):
             message = f"the bundle does not know item {item_id[:100]!r}; /v1/bundle says which bundle it is"
             raise HttpError(404, "unknown_item", message, "item_id")
-        known = _known(model.best, await model.batcher.run(engine.similar, item_id, k))
+        known = _known(model.best, await model.batcher.run(partial(engine.similar, item_id, k)))
         return Reply(encode(_sent(known, number)), known.source)
 
     async def record(self, body: bytes | bytearray, number: str) -> Reply:
@@ -167,11 +168,22 @@ class Service:
         return replace(request, recent=recent) if recent else request
 
 
-async def _explained(model: Model, request: Request, k: int, number: str) -> schema.Sent:
+def _deadline(asked: schema.RecommendRequest, begin: float) -> float:
+    """On the monotonic clock."""
+    return math.inf if asked.deadline_ms is None else begin + asked.deadline_ms / 1e3
+
+
+async def _explained(model: Model, request: Request, k: int, deadline: float, number: str) -> schema.Sent:
     """Alone and by the best bundle, so that what it takes is its own."""
-    begin, spent = perf_counter(), dict[str, float]()
-    found = (await model.batcher.run(partial(model.best.engine.recommend, [request], k, spent=spent)))[0]
-    spent["total"] = (perf_counter() - begin) * 1e3
+    spent = dict[str, float]()
+
+    def timed() -> list[Recommendation]:
+        begin = perf_counter()
+        found = model.best.engine.recommend([request], k, spent=spent)
+        spent["total"] = (perf_counter() - begin) * 1e3
+        return found
+
+    found = (await model.batcher.run(timed, deadline))[0]
     return _sent(_known(model.best, found), number, spent)
 
 
