@@ -45,7 +45,9 @@ def add_commands(commands: Commands) -> None:
     text = "say what an A/B test shows, from the log that `recfit serve --exposures` wrote"
     example = "recfit experiment report exposures.db --name student --plan experiments.toml"
     experiment = add("experiment", experiment_command, text, example)
-    experiment.add_argument("what", choices=("report",), help="report: lift with intervals, the spread of users, p-values")
+    experiment.add_argument(
+        "what", choices=("report",), help="report: lift with intervals, the spread of users, p-values"
+    )
     experiment.add_argument("log", type=Path, help="the exposure log")
     experiment.add_argument("--name", required=True, help="of the experiment")
     experiment.add_argument("--kind", default="click", help="the feedback that counts (default: click)")
