@@ -10,6 +10,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -18,15 +19,16 @@ from types import FrameType
 import uvicorn
 from starlette.types import ASGIApp
 
+from recfit.bundle import read_manifest
 from recfit.config import Serve
 from recfit.serve import cluster, workers
 from recfit.serve.app import make_app
 from recfit.serve.batcher import Recommender
-from recfit.serve.events import Events, SqliteEvents
+from recfit.serve.events import Events, beside, store
 from recfit.serve.experiments import Experiments
 from recfit.serve.exposures import Exposures
 from recfit.serve.fleet import Fleet, opened
-from recfit.serve.guard import Guard, read_keys
+from recfit.serve.guard import read_keys
 from recfit.serve.results import Level, Results
 from recfit.serve.shared import Shared, SharedEvents, SharedResults
 from recfit.serve.workers import Told
@@ -42,10 +44,14 @@ GRACE_S = 30
 
 def run(bundle: str | Path, settings: Serve, *, json_greeting: bool = False) -> None:
     """Serve the bundle in this directory; returns after SIGTERM or SIGINT. Raises `BundleError` and `ConfigError`."""
+    _log()
     say = partial(_say, json_greeting=json_greeting)
     if settings.engine == "ray":
         cluster.run(Path(bundle), settings, lambda told: say([told]))
         return
+    if settings.redis is None and settings.events is None:
+        read_manifest(Path(bundle))  # no file beside what is no bundle
+        settings = replace(settings, events=beside(Path(bundle)))
     work = partial(_work, Path(bundle), settings)
     with ExitStack() as stack:
         public, places = stack.enter_context(bind(settings.host, settings.port)), list[list[socket.socket]]()
@@ -61,7 +67,14 @@ def run(bundle: str | Path, settings: Serve, *, json_greeting: bool = False) -> 
 
 
 def _work(bundle: Path, settings: Serve, listeners: Sequence[socket.socket], tell: Callable[[Told], None]) -> None:
+    _log()  # it may be a process of its own
     serve(engines_of(bundle, settings), listeners, settings, tell)
+
+
+def _log() -> None:
+    """Lines with their time and level, on stderr."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log.setLevel(logging.INFO)
 
 
 def engines_of(bundle: Path, settings: Serve) -> list[Recommender]:
@@ -126,8 +139,8 @@ def app_of(
         stack.enter_context(closing(events))
         exposures = None
         if settings.exposures is not None:
-            exposures = stack.enter_context(closing(Exposures(Path(settings.exposures))))
-        app = make_app(
+            exposures = stack.enter_context(closing(Exposures(Path(settings.exposures), settings.exposures_days)))
+        yield make_app(
             fleet,
             draining=draining,
             events=events,
@@ -135,16 +148,16 @@ def app_of(
             exposures=exposures,
             results=Results(int(settings.results_mb * 2**20), second=second),
             admin_port=admin_port,
+            keys=None if settings.keys is None else read_keys(Path(settings.keys)),
         )
-        yield app if settings.keys is None else Guard(app, read_keys(Path(settings.keys)))
 
 
 def _stores(settings: Serve) -> tuple[Events, Level | None]:
     """Where events are kept, and the second level of answers."""
     if settings.redis is None:
-        return SqliteEvents(_path(settings.events)), None
+        return store(settings.events, settings.events_days), None
     shared = Shared(settings.redis)
-    return SharedEvents(shared), SharedResults(shared) if settings.results_mb else None
+    return SharedEvents(shared, settings.events_days), SharedResults(shared) if settings.results_mb else None
 
 
 def _path(name: str | None) -> Path | None:
