@@ -33,8 +33,8 @@ class Started:
 
 @contextmanager
 def started(bundle: str, flags: Sequence[str], cores: set[int] | None = SERVER) -> Iterator[Started]:
-    """`recfit serve bundle` with `flags` on free ports and on `cores` (None: all), stopped at the end; it remembers no events of
-    other runs."""
+    """`recfit serve bundle` with `flags` on free ports and on `cores` (None: all), stopped at the end; it knows nothing of
+    events of other runs."""
     ports = ["--port", "0", "--admin-port", "0", "--json"]
     if not {"--events", "--redis"} & {*flags}:
         ports += ["--events", ":memory:"]
