@@ -6,7 +6,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
 DATA ?= runs/seeds/ml-1m.txt
 
-.PHONY: demo test lint docs bench-seeds bench-seeds-quick clean
+.PHONY: demo test lint docs bench-seeds bench-seeds-quick seeds-data clean
 
 demo: $(VENV)/.train
 	$(BIN)/python examples/demo.py
@@ -19,12 +19,12 @@ test: $(VENV)/.dev
 	$(MAKE) --no-print-directory lint docs
 	OMP_NUM_THREADS=1 $(BIN)/pytest
 
-# The scenarios that recfit started from. The movie original trains for an hour or more; interrupt it, the same command
-# goes on. BEAUTY names a file of "user item item ..." lines, FRAPPE a folder with the two files that
-# benchmarks/seeds/ctr/run.py reads; what is not named is left out.
+# The scenarios that recfit started from: hours; interrupt it, the same command goes on. DATA, BEAUTY and FRAPPE are in
+# docs/seeds.md; without BEAUTY or FRAPPE that scenario is left out. recfit's own choice comes last, since `optimize` ends
+# with an exit code of its own where nothing holds the budget.
 RECIPES := $(BIN)/python -m benchmarks.recipes
 SEEDS := benchmarks/seeds
-bench-seeds: $(VENV)/.dev
+bench-seeds: seeds-data $(VENV)/.dev
 	$(BIN)/python $(SEEDS)/movie/original.py $(DATA) runs/seeds/movie
 	$(RECIPES) $(SEEDS)/movie/settings.toml $(SEEDS)/movie/recipes.toml --data $(DATA)
 	$(RECIPES) $(SEEDS)/ncf/settings.toml $(SEEDS)/ncf/recipes.toml --data $(DATA) --metric recall@10
@@ -32,11 +32,23 @@ bench-seeds: $(VENV)/.dev
 	$(RECIPES) $(SEEDS)/small/settings.toml $(SEEDS)/distillation/recipes.toml --data $(DATA)
 	$(if $(BEAUTY),$(RECIPES) $(SEEDS)/beauty/settings.toml $(SEEDS)/beauty/recipes.toml --data $(BEAUTY))
 	$(if $(FRAPPE),$(BIN)/python -m benchmarks.seeds.ctr.run $(FRAPPE) runs/seeds/ctr)
+	$(BIN)/recfit optimize $(SEEDS)/movie/settings.toml
 
-# The movie scenario on MovieLens-100K with a small deep original, in half an hour.
+# Says at once what is missing; MovieLens-1M then lies where settings.toml, which `optimize` takes no other data for, looks.
+GIVE := pass DATA=FILE (MovieLens-1M) and, if you like, BEAUTY=FILE (Amazon Beauty) and FRAPPE=FOLDER; \
+	docs/seeds.md says what they are and where to get them
+seeds-data:
+	@test -f "$(DATA)" || { echo "DATA=$(DATA) is no file; $(GIVE)" >&2; exit 1; }
+	@test -z "$(BEAUTY)" || test -f "$(BEAUTY)" || { echo "BEAUTY=$(BEAUTY) is no file; $(GIVE)" >&2; exit 1; }
+	@test -z "$(FRAPPE)" || test -f "$(FRAPPE)/frappe.test.libfm" || \
+		{ echo "FRAPPE=$(FRAPPE) holds no frappe.test.libfm; $(GIVE)" >&2; exit 1; }
+	@mkdir -p runs/seeds
+	@cmp -s "$(DATA)" runs/seeds/ml-1m.txt || cp "$(DATA)" runs/seeds/ml-1m.txt
+
+# The movie scenario on MovieLens-100K, which it fetches, with a small deep original.
 bench-seeds-quick: $(VENV)/.dev
 	$(BIN)/python $(SEEDS)/movie/original.py ml-100k runs/seeds/quick --quick
-	$(RECIPES) $(SEEDS)/movie/quick.toml $(SEEDS)/movie/recipes.toml
+	$(RECIPES) $(SEEDS)/quick/settings.toml $(SEEDS)/quick/recipes.toml
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

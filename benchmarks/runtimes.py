@@ -1,11 +1,13 @@
-"""Bundles under every runtime: latency with 1 and 2 threads, throughput at several batch sizes. Results are dated JSON.
+"""Bundles under every runtime: latency with 1 and 2 threads, throughput at several batch sizes, memory. Results are dated JSON.
 
-    python -m benchmarks.runtimes runs/study/bundles/ID [TORCH_BUNDLE ...]
+    python -m benchmarks.runtimes runs/study/bundles/ID [TORCH_BUNDLE ...] [--threads N ...]
 
-A bundle of runtime `ort` is remade for every runtime that takes it; another one is measured as it is, and one of runtime
-`torch` under `torch.compile` too. The requests are the users' own histories as the bundle holds them. Latency blocks of all
-runtimes are interleaved in one run; `torch.compile` is measured after them, in this process, with one thread. `cpu ms` is
-processor time a request, which other programs on the machine move less than they move the percentiles.
+A bundle of runtime `ort` is remade for every runtime that takes it; another one is measured as it is. Each is measured with
+the settings that its runtime has beside its threads too: without the arena, spinning (from 2 threads on), compiled. The
+requests are the users' own histories as the bundle holds them. Latency blocks of all rows with as many threads are
+interleaved in one run, in a process each. `cpu ms` is processor time a request, which other programs on the machine move less
+than they move the percentiles. Memory is what a process holds after the requests one at a time and after the batches; of
+pages that several processes map it is a share, so only rows of one runtime compare.
 """
 
 from __future__ import annotations
@@ -13,7 +15,6 @@ from __future__ import annotations
 import argparse
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -25,29 +26,27 @@ from benchmarks.record import save
 
 from recfit import bundle as bundles
 from recfit import measure
-from recfit.engine import Engine, open_bundle
 from recfit.measure.process import Worker
 from recfit.registry import find, names
-from recfit.types import Queries, Ragged, Request, Unsupported
+from recfit.types import Queries, Ragged, Unsupported
 
 THREADS = (1, 2)
 BATCHES = (1, 8, 32, 128)
-COMPILED = 300
-"""Requests that `torch.compile` is asked, twice at every batch size."""
+SETTINGS = ({}, {"arena": False}, {"spinning": True}, {"compile": True})
+"""What a runtime is measured with, where it has such a setting."""
+PATIENCE = 1800.0  # seconds that a bundle may take to open: one that compiles
 PLAN = measure.Plan(requests=1000, blocks=10, retakes=1)
 
 
-def remade(source: Path, runtime: str, threads: int, directory: Path) -> Path:
-    """The bundle at `source` for another runtime and number of threads. Raises `Unsupported`."""
+def remade(source: Path, runtime: str, threads: int, options: Mapping[str, Any], directory: Path) -> Path:
+    """The bundle at `source` for another runtime and number of threads, with `options`. Raises `Unsupported`."""
     shutil.copytree(source, directory)
     manifest = bundles.read_manifest(directory)
     manifest["pipeline"]["threads"] = threads
     for name, spec in bundles.open_files(source).stages.items():
-        if runtime == spec.runtime:
-            continue
         key = runtime if name == "retrieve" else getattr(find("runtimes", runtime), "RESCORER", runtime)
-        changed = replace(spec, runtime=key)
-        if convert := getattr(find("runtimes", key), "convert", None):
+        changed = replace(spec, runtime=key, options={**spec.options, **options})
+        if key != spec.runtime and (convert := getattr(find("runtimes", key), "convert", None)):
             convert(directory / name, changed)
         manifest["pipeline"][name] = asdict(changed)
     bundles.seal(directory, manifest)
@@ -58,10 +57,20 @@ def remakes(source: Path, threads: int, folder: Path) -> Iterator[tuple[str, Pat
     """Label and bundle for every runtime that takes `source`."""
     own = bundles.open_files(source).stages["retrieve"].runtime
     for runtime in [own, *(name for name in names("runtimes") if own == "ort" and name not in ("ort", "torch"))]:
-        try:
-            yield runtime, remade(source, runtime, threads, folder / f"{source.name}-{runtime}-{threads}")
-        except Unsupported as refused:
-            print(f"{source.name} on {runtime}: {refused}", flush=True)
+        for options in settings_of(runtime, threads):
+            label = ", ".join([runtime, *(f"{name}={str(value).lower()}" for name, value in options.items())])
+            try:
+                yield label, remade(source, runtime, threads, options, folder / f"{source.name}, {label}, {threads}")
+            except Unsupported as refused:
+                print(f"{source.name} on {label}: {refused}", flush=True)
+
+
+def settings_of(runtime: str, threads: int) -> Iterator[Mapping[str, Any]]:
+    """Those of `SETTINGS` that `runtime` has and that change anything."""
+    offered = getattr(find("runtimes", runtime), "OPTIONS", ())
+    for options in SETTINGS:
+        if options.keys() <= {*offered} and not ("spinning" in options and threads == 1):
+            yield options
 
 
 def queries_of(source: Path) -> Queries:
@@ -76,7 +85,7 @@ def measured(paths: Mapping[str, Path], queries: Path) -> list[dict[str, Any]]:
     """One row a runtime, their latency blocks interleaved."""
     blocks: dict[str, list[dict[str, Any]]] = {label: [] for label in paths}
     with ExitStack() as stack:
-        workers = {label: stack.enter_context(Worker(path)) for label, path in paths.items()}
+        workers = {label: stack.enter_context(Worker(path, PATIENCE)) for label, path in paths.items()}
         for worker in workers.values():
             worker.open()
             worker.call("load", queries=str(queries))
@@ -84,8 +93,11 @@ def measured(paths: Mapping[str, Path], queries: Path) -> list[dict[str, Any]]:
         for number in range(PLAN.blocks):
             for label, worker in workers.items():
                 blocks[label].append(measure.block(worker, number, PLAN))
+        held = {label: [_held(worker)] for label, worker in workers.items()}
         rates = {label: {str(batch): _rate(worker, batch) for batch in BATCHES} for label, worker in workers.items()}
-    return [_row(label, _spans(blocks[label]), _cpu(blocks[label]), rates[label]) for label in paths]
+        for label, worker in workers.items():
+            held[label].append(_held(worker))
+    return [_row(label, blocks[label], rates[label], held[label]) for label in paths]
 
 
 def _spans(blocks: Sequence[Mapping[str, Any]]) -> list[float]:
@@ -101,59 +113,34 @@ def _rate(worker: Worker, batch: int) -> float:
     return float(worker.call("throughput", seconds=PLAN.throughput_seconds, batch=batch))
 
 
-def _row(label: str, spans: Sequence[float], cpu: float, rates: Mapping[str, float]) -> dict[str, Any]:
-    p50, p99 = np.percentile(spans, [50, 99]).tolist()
-    return {"runtime": label, "cpu_ms": cpu, "p50_ms": p50, "p99_ms": p99, "requests_per_second": dict(rates)}
+def _held(worker: Worker) -> float:
+    """Megabytes."""
+    return float(worker.call("memory")["pss"])
 
 
-def compiled(source: Path, queries: Queries) -> dict[str, Any]:
-    """The PyTorch bundle at `source` with its encoder under `torch.compile`, one thread."""
-    import torch
-
-    engine = open_bundle(source)
-    torch.set_num_threads(1)
-    model = engine._retrieve._model
-    model.encode = torch.compile(model.encode, dynamic=True)
-    ids = engine.bundle.item_ids
-    requests = [Request(history=tuple(ids[row] for row in past.tolist())) for past in queries.history][:COMPILED]
-    for batch in BATCHES:  # the first run of a shape compiles
-        _pass(engine, requests, batch)
-    begin = time.process_time()
-    spans = [span * 1e3 for span in _pass(engine, requests, 1)]
-    cpu = (time.process_time() - begin) * 1e3 / len(requests)
-    rates = {str(batch): len(requests) / sum(_pass(engine, requests, batch)) for batch in BATCHES}
-    return _row("torch.compile", spans, cpu, rates)
+def _row(
+    label: str, blocks: Sequence[Mapping[str, Any]], rates: Mapping[str, float], held: Sequence[float]
+) -> dict[str, Any]:
+    p50, p99 = np.percentile(_spans(blocks), [50, 99]).tolist()
+    times = {"cpu_ms": _cpu(blocks), "p50_ms": p50, "p99_ms": p99}
+    return {"runtime": label, **times, "requests_per_second": dict(rates), "mb": held[0], "mb_after_batches": held[1]}
 
 
-def _pass(engine: Engine, requests: Sequence[Request], batch: int) -> list[float]:
-    """Seconds of every batch of the requests."""
-    spans = []
-    for at in range(0, len(requests), batch):
-        begin = time.perf_counter()
-        engine.recommend(requests[at : at + batch])
-        spans.append(time.perf_counter() - begin)
-    return spans
-
-
-def swept(sources: Sequence[Path], folder: Path) -> Iterator[dict[str, Any]]:
-    """Every row of every number of threads."""
+def swept(sources: Sequence[Path], counts: Sequence[int], folder: Path) -> Iterator[dict[str, Any]]:
+    """Every row of every number of threads out of `counts`."""
     queries = queries_of(sources[0])
     path = measure.save_queries(queries, folder / "queries.npz")
-    for threads in THREADS:
+    for threads in counts:
         paths = {label: made for source in sources for label, made in remakes(source, threads, folder)}
-        rows = measured(paths, path)
-        if threads == 1 and "torch" in paths:
-            rows.append(compiled(paths["torch"], queries))
-        for row in rows:
+        for row in measured(paths, path):
             yield {"threads": threads, **row}
 
 
 def line(row: Mapping[str, Any]) -> str:
     """A row as text."""
     rates = " ".join(f"{rate:9.0f}" for rate in row["requests_per_second"].values())
-    return (
-        f"{row['runtime']:14} {row['threads']:7} {row['cpu_ms']:9.3f} {row['p50_ms']:9.3f} {row['p99_ms']:9.3f} {rates}"
-    )
+    times = " ".join(f"{row[name]:9.3f}" for name in ("cpu_ms", "p50_ms", "p99_ms"))
+    return f"{row['runtime']:20} {row['threads']:7} {times} {rates} {row['mb']:7.1f} {row['mb_after_batches']:7.1f}"
 
 
 def main() -> None:
@@ -161,11 +148,12 @@ def main() -> None:
     parser.add_argument(
         "bundles", type=Path, nargs="+", help="bundles of the same data, one for each runtime they have"
     )
+    parser.add_argument("--threads", type=int, nargs="+", default=THREADS, help="numbers of threads (default: 1 2)")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        rows = list(swept(given.bundles, Path(folder)))
+        rows = list(swept(given.bundles, given.threads, Path(folder)))
     heads = " ".join(f"{f'batch {batch}':>9}" for batch in BATCHES)
-    print(f"{'runtime':14} {'threads':>7} {'cpu ms':>9} {'p50 ms':>9} {'p99 ms':>9} {heads}  (requests a second)")
+    print(f"{'runtime':20} {'threads':>7} {'cpu ms':>9} {'p50 ms':>9} {'p99 ms':>9} {heads} {'MB':>7} {'after':>7}")
     print(*map(line, rows), sep="\n")
     first = bundles.read_manifest(given.bundles[0])
     found = {
@@ -174,7 +162,7 @@ def main() -> None:
         "latency": f"{PLAN.requests} requests one at a time after {PLAN.warm}, {PLAN.blocks} blocks interleaved",
         "rows": rows,
     }
-    print(save("runtimes", "", found))
+    print(save("runtimes", "-".join(("threads", *map(str, given.threads))), found))
 
 
 if __name__ == "__main__":

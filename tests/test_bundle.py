@@ -106,6 +106,15 @@ def test_a_promise_leaves_id_and_files_alone(path: Path) -> None:
     assert open_bundle(path).manifest["promise"] == {"metrics": {"ndcg@10": 0.1}}
 
 
+@pytest.mark.parametrize("promise", [{"metrics": None}, {"metrics": {"ndcg@10": "high"}}, {"metrics": [1]}, "great", 7])
+def test_a_promise_that_is_none_is_noticed(path: Path, promise: object) -> None:
+    (path / "manifest.json").write_text(json.dumps({**manifest_of(path), "promise": promise}))
+    with pytest.raises(
+        BundleError, match=r"manifest\.json has the promise .*; it must be null or a table whose metrics are"
+    ):
+        open_bundle(path)
+
+
 def test_every_changed_byte_is_noticed(path: Path) -> None:
     for name in manifest_of(path)["files"]:
         content = bytearray((path / name).read_bytes())

@@ -50,6 +50,12 @@ def test_a_peer_says_what_it_is_without_being_installed(name: str) -> None:
     assert run.user_lines(name) > 2
 
 
+def test_the_page_says_what_each_peer_cannot() -> None:
+    page = (run.HERE.parents[1] / "docs" / "peers.md").read_text()
+    modules = [importlib.import_module(f"benchmarks.peers.{name}") for name in run.peers()]
+    assert not [module.SHOWN for module in modules if f"| {module.SHOWN} | {module.CANNOT} |" not in page]
+
+
 def test_a_chain_counts_the_lines_of_all_its_links() -> None:
     assert run.user_lines("torch_pruning_int8") > run.user_lines("torch_pruning") + 5
 

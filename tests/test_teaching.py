@@ -18,6 +18,7 @@ from recfit.training import Distill, Fit, answers, inputs_for, train
 from recfit.training.answers import Answers, Wanted
 from recfit.training.batches import Draw, Sequences, crops, examples
 from recfit.training.losses import Soft, Top, catalogue_loss
+from recfit.training.steps import Step, longest_window
 from recfit.training.teaching import Teaching
 from recfit.types import ConfigError
 
@@ -241,6 +242,65 @@ def test_a_ranker_takes_the_best_items_as_positives() -> None:
         scores = student.score(items + 1, user=batch.user)
         found = told.of_candidates(student, batch, items + 1, scores)
     torch.testing.assert_close(found, -(weights / weights.sum() * scores.sigmoid().log()).sum(1).mean())
+
+
+RANKERS: list[tuple[str, dict[str, Any]]] = [
+    ("neumf", toys.SHAPES["neumf"][0]),
+    ("neumf", toys.SHAPES["neumf"][1]),
+    ("neumf", {**toys.SHAPES["neumf"][0], "max_history": 3}),
+    ("custom", toys.SHAPES["custom"][1]),
+]
+
+
+@pytest.mark.parametrize(("kind", "options"), RANKERS, ids=["users", "features", "history", "custom"])
+@pytest.mark.parametrize("loss", ["bce", "sampled"])
+def test_the_loss_of_a_ranker_that_a_ranker_teaches(kind: str, options: dict[str, Any], loss: str) -> None:
+    """Against a computation in NumPy. The student reads users alone, the teacher whatever it reads."""
+    teacher: Any = toys.untrained(kind, options)
+    with torch.no_grad():
+        for weight in teacher.parameters():
+            weight.normal_(0, 0.7)
+    student: Any = toys.untrained("neumf", toys.SHAPES["neumf"][0])
+    told = Distill(teacher, alpha=0.6, beta=0.2, temperature=3.0)
+    draw = Draw(longest_window(student, told), 4, torch.Generator().manual_seed(0))
+    batch = next(examples(SEQUENCES, USERS, draw))
+    torch.manual_seed(5)
+    found = Step(student, loss, 7, torch.float32, Teaching(told))(batch)
+    torch.manual_seed(5)
+    items = torch.cat((batch.target[:, None], torch.randint(1, toys.N_ITEMS + 1, (4, 7))), 1)
+    features = toys.split().train.user_features
+    assert features is not None
+    about = torch.from_numpy(features.codes).long()[batch.user - 1]
+    given = {"user": batch.user, "history": batch.window[:, :-1], "user_features": about}
+    with torch.no_grad():
+        wanted = teacher.score(items, **{name: given[name] for name in teacher.inputs}).double().numpy()
+        scores = student.score(items, user=batch.user).double().numpy()
+    p, q = shares(wanted / 3), shares(scores / 3)
+    right = np.arange(8) == 0
+    bce = -np.where(right, np.log(1 / (1 + np.exp(-scores))), np.log(1 / (1 + np.exp(scores)))).sum(1)
+    own = bce if loss == "bce" else -np.log(shares(scores)[:, 0])
+    assert np.ptp(wanted, 1).min() > 0.1  # it has something to say
+    expected = (0.6 * 9 * (p * np.log(p / q)).sum(1) + 0.2 * own).mean()
+    assert found.item() == pytest.approx(expected, rel=1e-4)
+
+
+def shares(scores: Any) -> Any:
+    """The softmax of each row."""
+    return np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+
+
+def test_a_ranker_teaches_what_it_answers_and_stays_as_it_is() -> None:
+    """In evaluation mode however it was left, and without gradients."""
+    teacher = models.as_module(toys.untrained("neumf", {**toys.SHAPES["neumf"][0], "dropout": 0.5}))
+    before, prints = models.fingerprint(teacher), set()  # type: ignore[arg-type]
+    for training in (True, False):
+        teacher.train(training)
+        student = toys.untrained("neumf", toys.SHAPES["neumf"][0])
+        train(student, toys.split(), FIT, teacher=Distill(teacher), progress=False)  # type: ignore[arg-type]
+        prints.add(models.fingerprint(student))
+    assert len(prints) == 1
+    assert models.fingerprint(teacher) == before  # type: ignore[arg-type]
+    assert all(weight.grad is None for weight in teacher.parameters())
 
 
 def test_a_training_from_answers_continues_bit_for_bit(tmp_path: Path) -> None:

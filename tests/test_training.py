@@ -108,20 +108,21 @@ def test_training_leaves_torch_as_it_was(split: Split) -> None:
     assert torch.get_num_threads() == threads
 
 
-@pytest.mark.parametrize("kind", ["sasrec", "neumf"])
+@pytest.mark.parametrize(("kind", "taught"), [("sasrec", False), ("neumf", False), ("neumf", True)])
 def test_an_interrupted_training_continues_bit_for_bit(
-    split: Split, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    split: Split, kind: str, taught: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    teacher = Distill(new(kind, split, seed=1)) if taught else None
     whole = new(kind, split)
-    expected = quiet(whole, split)
+    expected = quiet(whole, split, teacher=teacher)
     path = tmp_path / "training.safetensors"
     stopped = new(kind, split)
     with monkeypatch.context() as patched:
         patched.setattr(training._Loop, "_epoch", _interrupted_in_epoch(3))
         with pytest.raises(KeyboardInterrupt):
-            quiet(stopped, split, checkpoint=path)
+            quiet(stopped, split, checkpoint=path, teacher=teacher)
     model = new(kind, split)
-    trained = quiet(model, split, checkpoint=path)
+    trained = quiet(model, split, checkpoint=path, teacher=teacher)
     assert models.fingerprint(model) == models.fingerprint(whole)
     assert [epoch.loss for epoch in trained.epochs] == [epoch.loss for epoch in expected.epochs]
     assert [path.name for path in tmp_path.iterdir()] == ["training.safetensors"]

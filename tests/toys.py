@@ -42,11 +42,13 @@ SHAPES: dict[str, list[dict[str, Any]]] = {
         {"layers": 2, "embedding_dim": 16, "heads": 2, "ffn": 24, "max_history": 9},
         {"layers": 1, "embedding_dim": 16, "heads": 2, "ffn": 24, "max_history": 9, "parts": 4, "codes": 16},
         {"layers": 3, "embedding_dim": 16, "heads": 2, "ffn": 24, "max_history": 9, "window": 3},
+        {"layers": 3, "embedding_dim": 16, "heads": [1, 2, 3], "ffn": [24, 5, 16], "max_history": 9},
     ],
     "two_tower": [
         {"embedding_dim": 8, "hidden": 12, "max_history": 9},
         {"embedding_dim": 8, "hidden": 12, "max_history": 9, "features": True},
         {"embedding_dim": 8, "hidden": 0, "max_history": 0},
+        {"embedding_dim": 8, "hidden": 12, "max_history": 9, "parts": 2, "codes": 16, "ranks": {"first": 4}},
     ],
 }
 SHAPED = [(kind, options) for kind in names("models") for options in SHAPES.get(kind, [{}])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from recfit.types import (
@@ -36,6 +37,9 @@ __all__ = [
     "open_bundle",
     "optimize",
 ]
+
+# ONNX Runtime keeps a file of events about the machine and its use for its makers, in a thread of its own; say 0 to let it.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 # Imported on first use: serving must not pay for, or need, what optimizing imports.
 _LAZY = {

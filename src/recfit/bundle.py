@@ -121,9 +121,21 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     return manifest
 
 
+def _check_promise(path: Path, promise: Any) -> None:
+    """It is not part of the digest, and servers count with it."""
+    metrics = promise.get("metrics", {}) if isinstance(promise, dict) else {}
+    numbers = isinstance(metrics, dict) and all(type(value) in (int, float) for value in metrics.values())
+    if not (promise is None or isinstance(promise, dict)) or not numbers:
+        shown = repr(promise)[:100]
+        raise BundleError(
+            f"{path} has the promise {shown}; it must be null or a table whose metrics are numbers: measure it again"
+        )
+
+
 def verify(directory: Path) -> dict[str, Any]:
     """The manifest, after it and every file it lists were checked for a change. What it does not list is ignored."""
     manifest = read_manifest(directory)
+    _check_promise(directory / MANIFEST, manifest.get("promise"))
     if _digest(manifest) != manifest.get("bundle_id"):
         raise BundleError(f"{directory / MANIFEST} was changed: its digest is not its bundle_id; export it again")
     for name, want in manifest["files"].items():

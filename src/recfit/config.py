@@ -152,8 +152,7 @@ class Serve:
         if self.redis is not None and self.events is not None:
             raise ConfigError("serve.redis and serve.events both keep what users do; give one of them")
         self._check_workers()
-        if self.admin_port is not None:
-            check_ranges("serve", self, admin_port=(0, 65535))
+        self._check_admin_port()
         if "default" in self.models:
             raise ConfigError("serve.models names 'default', which is the bundle that is served first; choose another")
         for name, paths in self.models.items():
@@ -162,6 +161,16 @@ class Serve:
         for name in self.preload:
             check_choice("serve.preload", name, tuple(self.models))
         check_choice("serve.histories", self.histories, ("bundle", "request"))
+
+    def _check_admin_port(self) -> None:
+        if not self.admin_port:  # none, or free ones
+            return
+        check_ranges("serve", self, admin_port=(0, 65536 - self.workers))
+        if self.port in range(self.admin_port, self.admin_port + self.workers):
+            raise ConfigError(
+                f"serve.port = {self.port} is one of the {self.workers} for operators from serve.admin_port = "
+                f"{self.admin_port} on, one for each worker; put one of the two elsewhere"
+            )
 
     def _check_workers(self) -> None:
         check_choice("serve.engine", self.engine, ("local", "ray"))

@@ -54,8 +54,9 @@ def optimize(settings: config.Settings | str | Path, say: Say = print) -> Outcom
 def explore(bench: Bench) -> None:
     """Propose, build and measure candidates until a limit of `[search]` is reached or nothing is left to try."""
     search, study = bench.settings.search, bench.study
-    context = Context(bench.split, bench.workshop.served(), bench.workshop.fit)
-
+    original = study.candidates[study.facts["original"]].metrics
+    tolerance = bench.budget.tolerance(original)
+    context = Context(bench.split, bench.workshop.served(), bench.workshop.fit, tolerance=tolerance)
     before = bench.minutes_of(yardsticks(bench))
     minutes = max(search.max_minutes - before, 1e-9)
 

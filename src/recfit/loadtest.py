@@ -8,22 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from urllib.parse import urlsplit
 
 import numpy as np
 
 from recfit.options import check_ranges
-from recfit.types import FloatArray, MeasurementError, Request
+from recfit.types import ConfigError, FloatArray, MeasurementError, Request
 
 PERCENTILES = (50.0, 90.0, 99.0, 99.9, 100.0)
 GRACE_S = 5.0
 """How long after the last request answers are waited for."""
 ON_TIME = 0.97
 """Share of the asked rate that a run must have reached to count as held: below that the client or the server fell behind."""
+
+OF_USE = 0.01
+"""Share of the requests that must have got a 200, or the run says nothing of the server."""
 
 CLOSENESS, TRIES = 0.05, 2
 """How close `find_most` comes to the highest rate, as a share of it, and runs of a rate before it counts as too high."""
@@ -44,6 +49,29 @@ class Load:
 
 
 @dataclass(frozen=True)
+class Access:
+    """How the server lets somebody in: with a `key`, and over TLS (https) with a certificate that the system knows, that is in
+    the PEM file `ca`, or, `insecure`, any."""
+
+    key: str | None = None
+    ca: str | None = None
+    insecure: bool = False
+
+    def tls(self) -> ssl.SSLContext:
+        """Raises `ConfigError`."""
+        try:
+            context = ssl.create_default_context(cafile=self.ca)
+        except OSError as error:  # SSLError is one
+            raise ConfigError(f"{self.ca} holds no certificate: {error}; give --ca a PEM file") from None
+        if self.insecure:
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        return context
+
+
+ANYBODY = Access()
+
+
+@dataclass(frozen=True)
 class Found:
     """What came of a run. `ms` has the percentiles of all requests, from when they were due; one that was never answered
     counts as infinitely late."""
@@ -60,17 +88,28 @@ class Found:
         """Requests without a 200."""
         return sum(count for status, count in self.statuses.items() if status != "200")
 
+    def check(self) -> None:
+        """Raise `MeasurementError` where next to nothing was answered well."""
+        total = sum(self.statuses.values())
+        if total - self.failed < OF_USE * total:
+            raise MeasurementError(
+                f"{total - self.failed} of {total} requests were answered with 200 ({wrong(self)}), so this is no measure of "
+                "the server; 401: give --key, connection lost: is it https://?"
+            )
+
     def holds(self, p99_ms: float) -> bool:
         """Whether the server took the whole rate, without a failure, at this p99."""
         return not self.failed and self.ms["99"] <= p99_ms and self.sent_a_second >= ON_TIME * self.rate
 
 
-def run(url: str, requests: Sequence[Request], load: Load) -> Found:
+def run(url: str, requests: Sequence[Request], load: Load, access: Access = ANYBODY) -> Found:
     """Put one load on the server at `url`. Raises `MeasurementError` where nothing answers there."""
-    return asyncio.run(_Run(url, requests, load).go())
+    return asyncio.run(_Run(url, requests, load, access).go())
 
 
-def find_most(url: str, requests: Sequence[Request], load: Load, p99_ms: float) -> Iterator[Found]:
+def find_most(
+    url: str, requests: Sequence[Request], load: Load, p99_ms: float, access: Access = ANYBODY
+) -> Iterator[Found]:
     """Runs in search of the highest rate that holds `p99_ms`, from `load.rate` on: doubled until one does not, then in the
     middle of what holds and what does not, until these are `CLOSENESS` apart. A rate that does not hold is tried once more,
     since a moment in which the machine did something else is no limit of the server. Of the runs that hold, the one with the
@@ -78,7 +117,7 @@ def find_most(url: str, requests: Sequence[Request], load: Load, p99_ms: float) 
     low, high, rate, seed = 0.0, float("inf"), load.rate, load.seed
     while high > low * (1 + CLOSENESS):
         for _ in range(TRIES):
-            found = run(url, requests, replace(load, rate=rate, seed=seed))
+            found = run(url, requests, replace(load, rate=rate, seed=seed), access)
             yield found
             seed += 1
             if found.holds(p99_ms):
@@ -96,10 +135,13 @@ def body(request: Request, k: int) -> bytes:
 
 
 class _Run:
-    def __init__(self, url: str, requests: Sequence[Request], load: Load) -> None:
+    def __init__(self, url: str, requests: Sequence[Request], load: Load, access: Access) -> None:
         place = urlsplit(url if "://" in url else f"http://{url}")
-        self.host, self.port = place.hostname or "127.0.0.1", place.port or 80
+        self.tls = access.tls() if place.scheme == "https" else None
+        self.host, self.port = place.hostname or "127.0.0.1", place.port or (443 if self.tls else 80)
         head = f"POST {place.path.rstrip('/')}/v1/recommend HTTP/1.1\r\nHost: {self.host}\r\n".encode()
+        if access.key is not None:
+            head += f"Authorization: Bearer {access.key}\r\n".encode()
         self.messages = [
             head + b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(sent) + sent
             for sent in (body(request, load.k) for request in requests)
@@ -115,13 +157,14 @@ class _Run:
         self.connections: set[_Connection] = set()
         self.opening: set[asyncio.Future[None]] = set()  # a task that nobody holds may vanish
         self.open = 0
+        self.trouble: OSError | None = None  # the last one of a connection that could not be opened
         self.done = asyncio.Event()
         self.left = len(self.due)
 
     async def go(self) -> Found:
         await self._connect()
         if not self.idle:
-            raise MeasurementError(f"nothing answers at {self.host} port {self.port}; start `recfit serve` there")
+            raise self._nobody()
         self.begin = time.perf_counter() + 0.01
         sent = await self._send_all()
         try:
@@ -143,11 +186,23 @@ class _Run:
         loop = asyncio.get_running_loop()
         self.open += 1
         try:
-            _, connection = await loop.create_connection(lambda: _Connection(self), self.host, self.port)
+            _, connection = await loop.create_connection(partial(_Connection, self), self.host, self.port, ssl=self.tls)
             self.connections.add(connection)
             self._ready(connection)
-        except OSError:
+        except OSError as error:
             self.open -= 1
+            self.trouble = error
+
+    def _nobody(self) -> MeasurementError:
+        place = f"{self.host} port {self.port}"
+        if isinstance(self.trouble, ssl.SSLCertVerificationError):
+            trouble = self.trouble.verify_message
+            return MeasurementError(
+                f"the certificate of {place} is not trusted: {trouble}; give --ca FILE, or --insecure"
+            )
+        if isinstance(self.trouble, ssl.SSLError):
+            return MeasurementError(f"{place} does not speak TLS: {self.trouble}; say http://")
+        return MeasurementError(f"nothing answers at {place}; start `recfit serve` there")
 
     def _open_another(self) -> None:
         if self.open < self.load.connections:
@@ -272,5 +327,9 @@ def line(found: Found) -> str:
     """A run below `HEAD`, and what went wrong."""
     numbers = (found.rate, found.sent_a_second, *found.ms.values())
     text = " ".join(f"{cell:>10}" for cell in (*(f"{number:.2f}" for number in numbers), found.failed))
-    wrong = ", ".join(f"{status}: {count}" for status, count in sorted(found.statuses.items()) if status != "200")
-    return f"{text}  {wrong}".rstrip()
+    return f"{text}  {wrong(found)}".rstrip()
+
+
+def wrong(found: Found) -> str:
+    """What came instead of a 200, and how often."""
+    return ", ".join(f"{status}: {count}" for status, count in sorted(found.statuses.items()) if status != "200")

@@ -51,10 +51,10 @@ def read_toml(path: Path, missing: str) -> dict[str, Any]:
 
 
 def check_ranges(where: str, config: object, **limits: tuple[float, float]) -> None:
-    """Raise ConfigError unless each named field lies in its closed range."""
+    """Raise ConfigError unless each named field, or each number that it lists, lies in its closed range."""
     for name, (low, high) in limits.items():
         value = getattr(config, name)
-        if not low <= value <= high:
+        if not all(low <= number <= high for number in (value if isinstance(value, tuple) else (value,))):
             raise ConfigError(f"{where}.{name} = {value!r} is outside {low:g} to {high:g}; set it within")
 
 
@@ -77,8 +77,9 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     """`value` as `hint` wants it: ints count as floats, lists as tuples; anything else must match."""
     origin = get_origin(hint) or hint
     if origin is types.UnionType:
-        fits = [part for part in get_args(hint) if type(value) is part]
-        return value if fits else _typed(value, get_args(hint)[0], where)
+        kind = tuple if isinstance(value, list) else type(value)
+        fits = [part for part in get_args(hint) if (get_origin(part) or part) is kind]
+        return _typed(value, (fits or get_args(hint))[0], where)
     if origin is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if origin is tuple and isinstance(value, list | tuple):

@@ -55,6 +55,7 @@ PIPELINES = {
     "two stages": two_stages(),
     "one layer, int8 items": shaped(layers=1),
     "narrow items": shaped(table_dim=6),
+    "uneven layers": shaped(heads=(1, 2, 3), ffn=(24, 5, 16)),
     "codes": shaped(parts=4, codes=16),
 }
 

@@ -27,15 +27,18 @@ QUANTIZING = tuple(name for name in FORMATS if name != "float32")
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "codebook": [{}, {"bits": 2}, {"bits": 8}, {"groups": 5}],
     "int4": [{}, {"block": 16}],
-    "int8": [{}, {"per": "tensor"}],
+    "int8": [{}, {"per": "tensor"}, {"weights": "asymmetric"}, {"per": "tensor", "weights": "asymmetric"}],
     "int8_block": [{}, {"block": 64}],
     "int8_static": [
         {},
         {"calibration": "percentile", "activations": "symmetric"},
         {"calibration": "entropy", "per": "tensor"},
+        {"weights": "asymmetric"},
+        {"per": "tensor", "weights": "asymmetric"},
     ],
     "power_of_two": [{}, {"bits": 2}, {"bits": 4, "groups": 3}],
 }
+PAIRS = [(per, weights) for per in ("channel", "tensor") for weights in ("symmetric", "asymmetric")]
 CASES = [(name, options) for name in QUANTIZING for options in OPTIONS.get(name, [{}])]
 # Of a weight, as a share of the largest; of an output, of its length.
 ERRORS = {"int8": (0.01, 0.03), "int8_block": (0.005, 0.02), "int8_static": (0.01, 0.1), "int4": (0.13, 0.2)}
@@ -176,6 +179,8 @@ def test_an_unknown_layer_is_answered_with_those_there_are(name: str, tmp_path: 
     ("name", "options", "sentence"),
     [
         ("int8", {"per": "row"}, r"graph\.int8\.per = 'row'; allowed: channel, tensor"),
+        ("int8", {"weights": "unsigned"}, r"graph\.int8\.weights = 'unsigned'; allowed: symmetric, asymmetric"),
+        ("int8_static", {"weights": "unsigned"}, r"int8_static\.weights = 'unsigned'; allowed: symmetric, asymmetric"),
         ("int8_static", {"calibration": "max"}, "allowed: minmax, percentile, entropy"),
         ("int8_static", {"activations": "signed"}, "allowed: asymmetric, symmetric"),
         ("int4", {"block": 20}, r"int4\.block = 20; allowed: 16, 32, 64, 128, 256"),
@@ -215,6 +220,10 @@ def test_activations_of_a_batch_do_not_meet(name: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(alone, together, rtol=1e-5, atol=1e-5)
 
 
+def constant_of(path: Path, name: str) -> Any:
+    return next(numpy_helper.to_array(part) for part in onnx.load(path).graph.initializer if part.name == name)
+
+
 def kept(weights: FloatArray, name: str, options: Mapping[str, Any], directory: Path) -> FloatArray:
     """What a format makes of `weights`."""
     path = product(weights, directory / "model.onnx")
@@ -224,13 +233,42 @@ def kept(weights: FloatArray, name: str, options: Mapping[str, Any], directory: 
     return found
 
 
-@pytest.mark.parametrize("name", ["int8", "int8_static"])
-def test_the_largest_products_do_not_saturate(name: str, tmp_path: Path) -> None:
+INTEGERS = [(name, {"per": per, "weights": weights}) for name in ("int8", "int8_static") for per, weights in PAIRS]
+
+
+@pytest.mark.parametrize(("name", "options"), INTEGERS, ids=str)
+def test_the_largest_products_do_not_saturate(name: str, options: Mapping[str, Any], tmp_path: Path) -> None:
     """Two products of 8 bits each overflow 16 bits, where processors without VNNI add them."""
     path = product(np.full((64, 8), 0.5, np.float32), tmp_path / "model.onnx")
     x = np.full((3, 64), 2.0, np.float32)
-    graphs.convert(path, name, {}, lambda: iter([{"x": x}]))
+    graphs.convert(path, name, options, lambda: iter([{"x": x}]))
     np.testing.assert_allclose(ort.session(path).run(None, {"x": x})[0], 64.0, rtol=0.01)
+    assert np.abs(constant_of(path, "w_quantized").astype(int)).max() <= 64
+
+
+@pytest.mark.parametrize("name", ["int8", "int8_static"])
+@pytest.mark.parametrize("per", ["channel", "tensor"])
+def test_leaning_weights_lose_less_with_a_zero_point(name: str, per: str, tmp_path: Path) -> None:
+    """Channels on one side of 0 each leave half of the symmetric steps unused; all of them together only where they lean to
+    the same side. One integer product stays one, with a zero point for each channel."""
+    draws = np.random.default_rng(0)
+    values = draws.gamma(2.0, 1.0, (64, 20)).astype(np.float32)
+    if per == "channel":
+        values *= np.where(np.arange(20) % 2, -1, 1).astype(np.float32)
+    x = draws.standard_normal((30, 64)).astype(np.float32)
+    lost = []
+    for weights in ("symmetric", "asymmetric"):
+        path = product(values, tmp_path / "model.onnx")
+        (layer,) = layers(onnx.load(path).graph)
+        graphs.convert(path, name, {"per": per, "weights": weights}, lambda: iter([{"x": x}]))
+        stored = find("graphs", name).weights(onnx.load(path).graph, layer)
+        lost.append(float(np.square(stored - values).mean()))
+        given = ort.session(path).run(None, {"x": x})[0]
+        assert np.linalg.norm(given - x @ stored) < 0.01 * np.linalg.norm(x @ stored)
+    assert lost[1] < 0.3 * lost[0]
+    zeros = constant_of(path, "w_zero_point")
+    assert zeros.size == (20 if per == "channel" else 1)
+    assert zeros.any()
 
 
 def test_a_codebook_finds_the_numbers_there_are(tmp_path: Path) -> None:

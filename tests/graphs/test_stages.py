@@ -67,6 +67,24 @@ def test_the_fused_runtime_runs_every_format(graph: str, exported: Exported) -> 
     np.testing.assert_allclose(one.scores, other.scores, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("table", ["int8", "int4"])
+@pytest.mark.parametrize(
+    "plan",
+    [RuntimePlan("ort"), RuntimePlan("fused"), RuntimePlan("fused", options={"ahead": True}), RuntimePlan("openvino")],
+    ids=str,
+)
+def test_every_runtime_answers_with_zero_points(table: str, plan: RuntimePlan, exported: Exported) -> None:
+    """Of weights and of rows, which a tied encoder reads and the scan multiplies."""
+    asymmetric = {"graph_options": {"weights": "asymmetric"}, "table_options": {"asymmetric": True}}
+    step = make("quantize", {"graph": "int8", "table": table, **asymmetric})
+    stage = applied(step, SASREC, context_of(SASREC)).main
+    engine = open_bundle(exported(Pipeline(stage, runtime=plan)))
+    past = [3, 4, 6, 8]
+    answer = engine.recommend([Request("üser 5", tuple(f"item № {row}" for row in past))])[0]
+    rows = [toys.around().item_ids.index(item) for item in answer.items]
+    toys.assert_ranks(rows, answer.scores, toys.expected(SASREC, 5, past), 10, {"int8": 0.1, "int4": 0.2}[table])
+
+
 def test_calibration_inputs_are_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[Inputs]] = []
     monkeypatch.setattr(int8, "convert", lambda path, config, feed: seen.append(list(feed())))
@@ -126,6 +144,18 @@ def test_auto_restores_as_few_as_hold_the_tolerance(monkeypatch: pytest.MonkeyPa
         Unsupported, match="restore=auto leaves none of 12 layers in int8; pass less, or more tolerance"
     ):
         restored(context_of(SASREC), restore="auto", tolerance=0.01)
+
+
+def test_auto_counts_what_was_lost_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit is a share of the original: a student that has lost some of it may lose only what is left."""
+    student = Pipeline(Stage(toys.untrained("sasrec", toys.SHAPES["sasrec"][0])))
+
+    def judged(stage: Stage, *_: object) -> float:
+        return 0.5 if stage.model is SASREC.main.model else 0.4 + 0.01 * len(stage.graph_options["skip"])
+
+    monkeypatch.setattr(quantize, "_ndcg", judged)
+    step = make("quantize", {"table": "float32", "restore": "auto", "tolerance": 0.1})
+    assert len(applied(step, student, context_of(SASREC)).main.graph_options["skip"]) == 5
 
 
 def test_a_stage_is_judged_by_what_its_bundle_recommends() -> None:

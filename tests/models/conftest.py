@@ -31,6 +31,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "sasrec",
         {"layers": 3, "embedding_dim": 8, "heads": 2, "ffn": 12, "max_history": 9, "window": 3},
     ),
+    "sasrec-uneven": (
+        "sasrec",
+        {"layers": 3, "embedding_dim": 8, "heads": [3, 1, 2], "ffn": [12, 5, 9], "max_history": 9},
+    ),
     "sasrec-features": (
         "sasrec",
         {
@@ -46,6 +50,19 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "sasrec-codes": (
         "sasrec",
         {"layers": 2, "embedding_dim": 8, "heads": 2, "ffn": 12, "max_history": 9, "parts": 4, "codes": 6},
+    ),
+    "sasrec-narrow-codes": (
+        "sasrec",
+        {
+            "layers": 2,
+            "embedding_dim": 8,
+            "heads": 2,
+            "ffn": 12,
+            "max_history": 9,
+            "parts": 3,
+            "codes": 6,
+            "table_dim": 6,
+        },
     ),
     "sasrec-low-rank": (
         "sasrec",
@@ -71,6 +88,14 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "two_tower-history": ("two_tower", {"embedding_dim": 8, "hidden": 0, "users": False, "max_history": 9}),
     "two_tower-users": ("two_tower", {"embedding_dim": 8, "hidden": 0, "max_history": 0}),
     "two_tower-features": ("two_tower", {"embedding_dim": 8, "hidden": 10, "max_history": 9, "features": True}),
+    "two_tower-codes": (
+        "two_tower",
+        {"embedding_dim": 8, "hidden": 10, "max_history": 9, "features": True, "parts": 2, "codes": 6},
+    ),
+    "two_tower-low-rank": (
+        "two_tower",
+        {"embedding_dim": 8, "hidden": 10, "max_history": 9, "widths": [4], "ranks": {"first": 4, "second": 3}},
+    ),
     "mlp-features": ("mlp", {"embedding_dim": 8, "hidden": 10, "max_history": 9, "features": True}),
     "mlp-codes": ("mlp", {"embedding_dim": 8, "hidden": 10, "max_history": 9, "parts": 2, "codes": 6}),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from conftest import N_ITEMS, VARIANTS, requests, rows_of
 from recfit import models
 from recfit.models import Causal, Encoder, Model, Ranker, Rotatable, Tied
+from recfit.models._axes import ABSENT  # noqa: PLC2701
 from recfit.registry import names
 from recfit.types import ConfigError
 
@@ -28,6 +30,11 @@ SHRINKABLE = [
     ("sasrec-window", "history_length"),
     ("sasrec-window", "heads"),
     ("sasrec-window", "embedding_dim"),
+    ("sasrec-uneven", "layers"),
+    ("sasrec-uneven", "heads"),
+    ("sasrec-uneven", "ffn"),
+    ("sasrec-uneven", "embedding_dim"),
+    ("sasrec-uneven", "window"),
     ("sasrec-codes", "window"),
     ("sasrec-codes", "layers"),
     ("sasrec-codes", "heads"),
@@ -42,6 +49,8 @@ SHRINKABLE = [
     ("two_tower-features", "embedding_dim"),
     ("two_tower-features", "history_length"),
     ("two_tower-users", "embedding_dim"),
+    ("two_tower-codes", "hidden"),
+    ("two_tower-codes", "history_length"),
     ("als", "embedding_dim"),
     ("neumf-features", "embedding_dim"),
     ("neumf-features", "hidden"),
@@ -104,7 +113,7 @@ def test_tied_encoders_agree_with_encode(make: Make, name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("sasrec", "sasrec-1", "sasrec-window", "sasrec-features", "sasrec-codes", "sasrec-low-rank"),
+        *("sasrec", "sasrec-1", "sasrec-window", "sasrec-uneven", "sasrec-features", "sasrec-codes", "sasrec-low-rank"),
         *("mlp", "mlp-features", "mlp-codes", "mlp-low-rank"),
     ],
 )
@@ -130,12 +139,24 @@ def test_save_and_load_keep_the_answers(make: Make, name: str, tmp_path: Path) -
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "weights.safetensors"]
 
 
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_model_that_was_saved_before_it_had_a_setting_is_read(make: Make, name: str, tmp_path: Path) -> None:
+    model = make(name)
+    models.save(model, tmp_path)
+    described = json.loads((tmp_path / "model.json").read_text())
+    config = {key: value for key, value in described["config"].items() if key in VARIANTS[name][1]}
+    (tmp_path / "model.json").write_text(json.dumps({**described, "config": config}))
+    again = models.load(tmp_path)
+    assert again.config == model.config
+    assert torch.equal(models.scores(again, requests(model)), models.scores(model, requests(model)))
+
+
 @pytest.mark.parametrize(("name", "axis"), SHRINKABLE)
 def test_shrink_is_really_smaller_and_keeps_the_type(make: Make, name: str, axis: str) -> None:
     model = make(name)
     size = model.axes()[axis]
     assert model.importance(axis).shape[-1] == size
-    assert (model.importance(axis) >= 0).all()
+    assert ((model.importance(axis) >= 0) | (model.importance(axis) == ABSENT)).all()
     left = size // 2 if axis == "table_dim" else size - 1  # the matrix that widens a table takes room too
     small = model.shrink(axis, torch.arange(left))
     assert small.axes()[axis] == left
@@ -174,7 +195,9 @@ def test_an_unknown_axis_is_refused(make: Make, name: str) -> None:
         model.shrink("colour", torch.arange(1))
 
 
-@pytest.mark.parametrize("name", ["sasrec", "sasrec-features", "mlp", "mlp-features", "als", "two_tower-features"])
+@pytest.mark.parametrize(
+    "name", ["sasrec", "sasrec-uneven", "sasrec-features", "mlp", "mlp-features", "als", "two_tower-features"]
+)
 def test_rotation_keeps_the_scores(make: Make, name: str) -> None:
     model = make(name)
     assert isinstance(model, Rotatable)

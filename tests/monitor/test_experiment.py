@@ -98,6 +98,37 @@ def test_users_that_are_not_spread_as_planned_are_told(tmp_path: Path) -> None:
     assert "WARNING" not in text(fair)
 
 
+def test_an_arm_that_was_never_served_is_told(tmp_path: Path) -> None:
+    path = log(tmp_path / "log.db", drawn(0, 300, (0.2, 0.2)))
+    dead = report(path, "e", weights={"a": 1, "b": 1, "c": 1})
+    assert [(arm.name, arm.users > 0) for arm in dead.arms] == [("a", True), ("b", True), ("c", False)]
+    assert not dead.trusted
+    assert dead.comparisons[0].lift == report(path, "e", weights={"a": 1, "b": 1}).comparisons[0].lift
+    assert (np.isnan(dead.comparisons[1].lift), dead.comparisons[1].p_always) == (True, 1.0)
+    told = text(dead)
+    assert "c                                0          0         0   nan" in told
+    assert "WARNING" in told
+
+
+def test_no_other_arm_takes_the_place_of_a_dead_control(tmp_path: Path) -> None:
+    found = report(log(tmp_path / "log.db", drawn(0, 300, (0.2, 0.2))), "e", weights={"c": 1, "a": 1, "b": 1})
+    assert [arm.name for arm in found.arms] == ["c", "a", "b"]
+    assert all(np.isnan(one.lift) for one in found.comparisons)
+    assert not found.trusted
+    alone = report(
+        log(tmp_path / "a.db", [(f"{n}", f"u{n}", "a", False) for n in range(50)]), "e", weights={"a": 1, "b": 1}
+    )
+    assert not alone.trusted
+
+
+def test_without_a_plan_it_says_what_it_takes_for_one(tmp_path: Path) -> None:
+    path = log(tmp_path / "log.db", drawn(0, 3000, (0.2, 0.2), (9, 11)))
+    told = text(report(path, "e"))
+    assert "assumed, since no plan was given: users are spread evenly, no arm is missing, " in told
+    assert "WARNING" in told
+    assert "assumed" not in text(report(path, "e", weights={"a": 9, "b": 11}))
+
+
 @pytest.mark.parametrize("degrees", [1, 2, 5])
 @pytest.mark.parametrize("value", [1e-9, 0.3, 1.0, 3.84, 10.0, 60.0])
 def test_the_tail_of_chi_square(degrees: int, value: float) -> None:
@@ -129,11 +160,11 @@ def test_what_is_no_log_is_refused(tmp_path: Path) -> None:
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, plan = log(tmp_path / "log.db", drawn(1, 400, (0.2, 0.25))), tmp_path / "plan.toml"
     plan.write_text('[[experiment]]\nname = "e"\narms = { a = 0.5, b = 0.5 }\n')
-    assert main(["experiment", str(path), "--name", "e", "--plan", str(plan)]) == 0
+    assert main(["experiment", "report", str(path), "--name", "e", "--plan", str(plan)]) == 0
     told = capsys.readouterr().out
     assert "b against a:" in told
     assert "undecided" in told or "better" in told
-    assert main(["experiment", str(path), "--name", "e", "--json"]) == 0
+    assert main(["experiment", "report", str(path), "--name", "e", "--json"]) == 0
     assert {arm["name"] for arm in json.loads(capsys.readouterr().out)["arms"]} == {"a", "b"}
-    assert main(["experiment", str(path), "--name", "f", "--plan", str(plan)]) == 2
+    assert main(["experiment", "report", str(path), "--name", "f", "--plan", str(plan)]) == 2
     assert "has no experiment 'f'; it has: e" in capsys.readouterr().err

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from recfit.pipeline import Pipeline, RuntimePlan, Stage
 from recfit.registry import names
 from recfit.runtimes import Batch, StageSpec, ort
 from recfit.runtimes import numpy as numpy_runtime
+from recfit.tables._scan import Scan  # noqa: PLC2701
 from recfit.techniques import Context, make
 from recfit.types import BundleError, Recommendation, Request, Unsupported
 
@@ -149,10 +151,17 @@ def test_ahead_is_when_the_bundle_is_opened(graph: str, table: str, exported: Ex
     assert any([*part.dims] == [toys.N_ITEMS + 1, 16] for part in found.initializer)
 
 
-@pytest.mark.parametrize(("kind", "name"), [("mlp", "fused"), ("sasrec", "ort"), ("als", "fused")])
-def test_nothing_to_look_at_ahead_is_refused(kind: str, name: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "name", "reason"),
+    [
+        ("mlp", "fused", "only a Transformer looks at items ahead, not mlp; leave out ahead"),
+        ("als", "fused", "only a Transformer looks at items ahead, not als"),
+        ("sasrec", "ort", "ort has no ahead; leave it out, or take name='fused'"),
+    ],
+)
+def test_nothing_to_look_at_ahead_is_refused(kind: str, name: str, reason: str) -> None:
     pipeline = toys.original(kind)
-    with pytest.raises(Unsupported, match="only a fused Transformer looks at items ahead"):
+    with pytest.raises(Unsupported, match=reason):
         make("runtime", {"name": name, "ahead": True}).apply(pipeline, Context(toys.split(), pipeline, toys.FIT))
 
 
@@ -299,6 +308,117 @@ def test_threads_and_level_reach_the_session(exported: Exported) -> None:
     options = ort.session(path, threads=2, graph="basic").get_session_options()
     assert options.intra_op_num_threads == 2
     assert options.graph_optimization_level == onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+
+
+def sessions_of(engine: Engine) -> list[onnxruntime.InferenceSession]:
+    """Every session that answers: that of the encoder, and that of the table's scan."""
+    scorer = engine._retrieve
+    graph = getattr(scorer, "_graph", scorer)._session
+    return [graph, *([scorer._table.scores._session] if hasattr(scorer, "_table") else [])]
+
+
+@pytest.mark.parametrize("name", ["ort", "fused"])
+@pytest.mark.parametrize(
+    ("settings", "arena", "spinning"),
+    [
+        ({}, True, "0"),
+        ({"arena": False}, False, "0"),
+        ({"spinning": True}, True, "1"),
+        ({"arena": False, "spinning": True}, False, "1"),
+    ],
+)
+def test_arena_and_spinning_reach_every_session(
+    name: str, settings: dict[str, bool], arena: bool, spinning: str, exported: Exported
+) -> None:
+    original = toys.original("sasrec")
+    step = make("runtime", {"name": name, "threads": 2, **settings})
+    engine = open_bundle(exported(step.apply(original, Context(toys.split(), original, toys.FIT))))
+    assert engine.manifest["pipeline"]["retrieve"]["options"] == settings
+    for _, _, request in requests_of((UNKNOWN,)):
+        answer, plain = engine.recommend([request])[0], open_bundle(exported(original)).recommend([request])[0]
+        assert answer.items == plain.items
+    sessions = sessions_of(engine)
+    assert len(sessions) == (2 if name == "ort" else 1)
+    for session in sessions:
+        options = session.get_session_options()
+        assert options.intra_op_num_threads == 2
+        assert (options.enable_cpu_mem_arena, options.enable_mem_pattern) == (arena, arena)
+        assert options.get_session_config_entry("session.intra_op.allow_spinning") == spinning
+
+
+@pytest.mark.parametrize(("table", "options"), [("int8", {}), ("pq", {"parts": 4, "codes": 16}), ("identity", {})])
+def test_a_scan_of_any_table_has_the_settings_of_its_stage(
+    table: str, options: dict[str, object], exported: Exported
+) -> None:
+    stage = toys.original("ease").main if table == "identity" else toys.original("sasrec").main
+    stage = replace(stage, table=table, table_options=options) if table != "identity" else stage
+    engine = open_bundle(exported(Pipeline(stage, runtime=RuntimePlan("ort", options={"arena": False}))))
+    assert engine.recommend([Request(history=toys.around().item_ids[3:5])])[0].source == "model"
+    scans = [part for part in vars(engine._retrieve._table).values() if isinstance(part, Scan)]  # type: ignore[attr-defined]
+    assert [scan._session.get_session_options().enable_cpu_mem_arena for scan in scans] == [False] * len(scans)
+    assert len(scans) == (table != "identity")
+
+
+WINDOWED = {**toys.SHAPES["sasrec"][0], "window": 3}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("sasrec", toys.SHAPES["sasrec"][0]), ("sasrec", WINDOWED), ("neumf", toys.SHAPES["neumf"][1])],
+    ids=str,
+)
+def test_no_request_waits_for_a_compiler(
+    kind: str, options: dict[str, object], exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever their number and length: all code is there when the bundle is open. (Traced here, and run as it is.)"""
+    made: list[object] = []
+
+    def backend(module: torch.fx.GraphModule, _: object) -> Callable[..., object]:
+        made.append(module)
+        return module.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    torch.compiler.reset()
+    pipeline = Pipeline(Stage(toys.trained(kind, options)), runtime=RuntimePlan("torch", options={"compile": True}))
+    engine = open_bundle(exported(pipeline))
+    compiled = len(made)
+    assert compiled >= 4
+    requests = [request for _, _, request in requests_of()]
+    for user, history, request in requests_of((0,)):
+        answer = engine.recommend([request])[0]
+        if answer.source == "model":
+            toys.assert_ranks(rows_of(answer), answer.scores, toys.expected(pipeline, user, history), 10, 1e-4)
+        engine.score(request, toys.around().item_ids[:1])
+    for count in (2, 3, len(requests)):
+        engine.recommend(requests[-count:])
+    assert len(made) == compiled
+
+
+@pytest.mark.filterwarnings("ignore:.*script_method")  # of PyTorch's own, when its compiler is loaded
+def test_a_compiled_bundle_answers_as_the_model_does(exported: Exported) -> None:
+    options = toys.SHAPES["two_tower"][2]
+    pipeline = Pipeline(
+        Stage(toys.trained("two_tower", options)), runtime=RuntimePlan("torch", options={"compile": True})
+    )
+    torch.compiler.reset()
+    answer = open_bundle(exported(pipeline)).recommend([Request(toys.around().user_ids[3])])[0]
+    toys.assert_ranks(rows_of(answer), answer.scores, toys.expected(pipeline, 3, []), 10, 1e-4)
+
+
+def test_a_bundle_that_cannot_be_compiled_says_why(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = exported(Pipeline(toys.original("als").main, runtime=RuntimePlan("torch", options={"compile": True})))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(BundleError, match=r"needs a C\+\+ compiler and there is no 'no-such-compiler'"):
+        open_bundle(bundle)
+    monkeypatch.setenv("CXX", sys.executable)
+
+    def backend(module: torch.fx.GraphModule, _: object) -> Callable[..., object]:
+        raise RuntimeError("Python.h: no such file")
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    torch.compiler.reset()
+    with pytest.raises(BundleError, match=r"torch\.compile cannot compile .*model: (.|\n)*Python\.h: no such file"):
+        open_bundle(bundle)
 
 
 def test_a_numpy_bundle_needs_no_onnx_runtime(exported: Exported) -> None:

@@ -66,6 +66,20 @@ def test_a_budget_that_means_nothing_is_refused(settings, message):
         Budget.of({"p99_ms": 2}, **settings)
 
 
+@pytest.mark.parametrize(
+    ("limits", "tolerance"),
+    [
+        ({"p99_ms": 2}, None),
+        ({"ndcg@10": "90%"}, 0.1),
+        ({"ndcg@10": "90%", "recall@10": "0.97x"}, 0.03),
+        ({"ndcg@10": 0.15}, 0.25),
+        ({"ndcg@10": "105%"}, 0.0),
+    ],
+)
+def test_the_tightest_limit_says_how_much_quality_may_go(limits, tolerance):
+    assert Budget.of(limits).tolerance({"ndcg@10": 0.2, "recall@10": 0.4, "p99_ms": 4.0}) == tolerance
+
+
 def test_two_limits_on_one_metric_are_refused_rather_than_one_forgotten():
     with pytest.raises(ConfigError, match=r"p99_ms has 2 limits; keep the tighter one"):
         Budget((parse_limit("p99_ms", 1), parse_limit("memory_mb", 5), parse_limit("p99_ms", "0.5x")))

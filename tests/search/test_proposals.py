@@ -9,6 +9,7 @@ import pytest
 from made_study import base_quality, costs, worse
 
 import toys
+from recfit import flow
 from recfit.pipeline import Pipeline, Stage
 from recfit.search import propose
 from recfit.search.budget import Budget
@@ -125,6 +126,22 @@ def test_singles_leave_room_for_chains(study):
     alone = [recipe.families[0] for recipe in tried if len(recipe.steps) == 1]
     assert sorted(alone) == sorted({step.family for step in STEPS})
     assert any(len(recipe.steps) > 1 for recipe in tried)
+
+
+def test_what_the_budget_lets_go_of_quality_reaches_what_is_proposed(study, monkeypatch):
+    seen = []
+    monkeypatch.setattr(flow, "singles", lambda context, wanted: seen.append(context.tolerance))
+    monkeypatch.setattr(flow, "proposals", lambda *_: [])
+    bench = SimpleNamespace(
+        settings=SimpleNamespace(search=SimpleNamespace(techniques=(), max_minutes=1)),
+        study=study,
+        budget=BUDGET,
+        split=toys.split(),
+        workshop=SimpleNamespace(served=lambda: None, fit=toys.FIT),
+        minutes_of=lambda ids: 0.0,
+    )
+    flow.explore(bench)
+    assert seen == [0.2]
 
 
 def test_a_second_run_goes_on_where_the_first_stopped(study):
@@ -254,3 +271,23 @@ def test_a_step_joins_wherever_nothing_that_trains_comes_after_it(study):
     assert Recipe((cache, runtime)) in children(runtime)
     assert Recipe((prune, cache)) in children(cache)
     assert all(child.steps[0] == prune for child in children(prune, cache)), "prune would be trained anew"
+
+
+def test_cuts_along_different_axes_join_in_either_order_and_are_one_recipe(study):
+    narrow, short, coded = (
+        make("reduce", {"axis": "table_dim", "size": 8}),
+        make("reduce", {"axis": "history_length", "size": 10}),
+        make("codes", {}),
+    )
+    first = [Recipe((step,)) for step in (narrow, short, coded)]
+
+    def children(*steps):
+        return [child for child, _ in propose._children(Recipe(steps), first, study)]
+
+    assert Recipe((narrow, coded)) in children(narrow)
+    assert Recipe((short, narrow)) in children(short)
+    assert Recipe((short, narrow)).id == Recipe((narrow,)).then(short).id
+    assert short not in [step for child in children(narrow) for step in child.steps], "narrow would be trained anew"
+    other = make("reduce", {"axis": "table_dim", "size": 4})
+    first.append(Recipe((other,)))
+    assert not [child for child in children(narrow) if other in child.steps], "one axis is cut once"

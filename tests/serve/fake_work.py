@@ -7,20 +7,29 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 
 from fake_engine import FakeEngine
 
 from recfit.config import Serve
 from recfit.serve import workers
-from recfit.serve.run import bind, serve
+from recfit.serve.fleet import Paths
+from recfit.serve.run import as_before, bind, serve
 from recfit.serve.workers import Told
 from recfit.types import BundleError
 
 
-def work(events: str, listeners: Sequence[socket.socket], tell: Callable[[Told], None]) -> None:
+def work(
+    events: str,
+    listeners: Sequence[socket.socket],
+    tell: Callable[[Told], None],
+    swapped: Callable[[Paths], None],
+    before: Paths,
+) -> None:
     if events == "damaged":
         raise BundleError("the bundle is damaged")
-    serve([FakeEngine()], listeners, Serve(events=events, drain_s=0.2), tell)
+    _, settings = as_before(Path("fake"), Serve(events=events, drain_s=0.2), before)
+    serve([FakeEngine()], listeners, settings, tell, swapped)
 
 
 def tell(told: Sequence[Told]) -> None:

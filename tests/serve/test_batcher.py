@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,8 +13,8 @@ from fake_engine import ITEMS, FakeEngine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recfit.serve import ladder
-from recfit.serve.batcher import Answer, Batcher
+from recfit.serve import caller, ladder
+from recfit.serve.batcher import Answer, Batcher, LateError, OverloadError
 from recfit.types import Recommendation, Request
 
 
@@ -125,3 +126,118 @@ def test_free_threads_share_what_waits() -> None:
     together = threading.Barrier(2, timeout=5)
     engine = FakeEngine(lambda request: together.wait() and None)
     assert all(isinstance(one, Recommendation) for one in ask(engine, [(Request("u1"), 3)] * 2, threads=2))
+
+
+def crowd(rungs: Sequence[Rung], shed_s: float, *, asked: int = 0, called: int = 0, threads: int = 0) -> Counter[str]:
+    """What becomes of so many who come at once: requests, then calls."""
+
+    async def run() -> Counter[str]:
+        batcher = Batcher(rungs, threads, shed_s)
+        joining = [batcher.ask(Request("u1"), 3) for _ in range(asked)] + [batcher.run(int) for _ in range(called)]
+        return Counter(type(one).__name__ for one in await asyncio.gather(*joining, return_exceptions=True))
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("costs", "threads", "most"),
+    [
+        ([0.125], 0, 9),  # the ninth waits for eight
+        ([0.25], 0, 5),
+        ([5.0], 0, 1),  # who finds nobody there is let in
+        ([0.125], 2, 17),
+        ([0.25, 0.0625], 0, 17),  # the cheapest bundle can do it
+    ],
+)
+def test_who_would_wait_too_long_is_refused_before_anybody_has_waited(
+    costs: list[float], threads: int, most: int
+) -> None:
+    rungs = [Rung(FakeEngine(), cost_s=cost) for cost in costs]
+    found = crowd(rungs, 1.0, asked=50, threads=threads)
+    assert found == {"Answer": most, "OverloadError": 50 - most}
+
+
+def test_what_requests_took_lately_says_how_long_others_will_wait() -> None:
+    async def run() -> int:
+        batcher = Batcher([Rung(FakeEngine(), cost_s=1e-3)], shed_s=1.0)
+        for _ in range(200):
+            batcher.ladder.took(0, 1, 0.125)
+        found = await asyncio.gather(*(batcher.ask(Request("u1"), 3) for _ in range(50)), return_exceptions=True)
+        return sum(isinstance(one, Answer) for one in found)
+
+    assert asyncio.run(run()) == 9
+
+
+def test_other_work_waits_in_the_same_line() -> None:
+    rung = Rung(FakeEngine(), cost_s=0.125)
+    assert crowd([rung], 1.0, called=50) == {"int": 9, "OverloadError": 41}
+    assert crowd([rung], 1.0, asked=5, called=50) == {"Answer": 5, "int": 4, "OverloadError": 46}
+    # A cheaper bundle answers requests, not these.
+    cheap = Rung(FakeEngine(), cost_s=0.0625)
+    assert crowd([rung, cheap], 1.0, called=50) == {"int": 9, "OverloadError": 41}
+
+
+@pytest.mark.parametrize("threads", [0, 1])
+def test_what_came_first_runs_first_and_fails_alone(threads: int) -> None:
+    order: list[str] = []
+
+    def call(name: str) -> str:
+        order.append(name)
+        if name == "poison":
+            raise ZeroDivisionError
+        return name
+
+    async def run() -> list[object]:
+        batcher = Batcher([Rung(FakeEngine(lambda request: order.append(f"{request.user_id}")))], threads)
+        asked = [
+            batcher.run(lambda: call("first")),
+            batcher.ask(Request("second"), 3),
+            batcher.run(lambda: call("late"), 1.0),  # that was soon after the machine started
+            batcher.run(lambda: call("poison")),
+            batcher.ask(Request("last"), 3),
+        ]
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    found = asyncio.run(run())
+    assert [type(one) for one in found] == [str, Answer, LateError, ZeroDivisionError, Answer]
+    assert order == ["first", "second", "last", "poison"] or order == ["first", "second", "poison", "last"]
+
+
+def test_a_check_is_let_in_and_comes_first() -> None:
+    order: list[str | None] = []
+
+    async def run() -> int:
+        engine = FakeEngine(lambda request: order.append(request.user_id))
+        batcher = Batcher([Rung(engine, cost_s=0.5)], shed_s=1.0)
+        asked = [batcher.ask(Request(f"{n}"), 3) for n in range(4)]
+        found = await asyncio.gather(*asked, batcher.check(Request("canary"), 3), return_exceptions=True)
+        return sum(isinstance(one, OverloadError) for one in found)
+
+    assert asyncio.run(run()) == 1
+    assert order == ["canary", "0", "1", "2"]
+
+
+@pytest.mark.parametrize("threads", [0, 1])
+def test_what_clients_left_is_not_run(threads: int) -> None:
+    engine = Counting()
+    gone: set[str] = set()
+
+    async def ask(batcher: Batcher, name: str) -> object:
+        caller.left.set(lambda: name in gone)
+        try:
+            return await (
+                batcher.run(lambda: engine.calls.append(-1)) if "call" in name else batcher.ask(Request(name), 3)
+            )
+        except asyncio.CancelledError:
+            return "cancelled"
+
+    async def run() -> list[object]:
+        batcher = Batcher([Rung(engine)], threads)
+        tasks = [asyncio.create_task(ask(batcher, name)) for name in ("u1", "left", "call", "left call", "7")]
+        await asyncio.sleep(0)
+        gone.update(("left", "left call"))
+        return await asyncio.gather(*tasks)
+
+    found = asyncio.run(run())
+    assert [one == "cancelled" for one in found] == [False, True, False, True, False]
+    assert sorted(engine.calls) == [-1, 2]

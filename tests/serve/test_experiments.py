@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sqlite3
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +23,7 @@ from recfit.serve.app import make_app
 from recfit.serve.experiments import Experiment, Experiments, read_plan
 from recfit.serve.exposures import Exposures
 from recfit.serve.fleet import Fleet
-from recfit.types import ConfigError, Recommendation, Request
+from recfit.types import BundleError, ConfigError, Recommendation, Request
 
 PATH = "/v1/recommend"
 PLAN = '[[experiment]]\nname = "e"\narms = { default = 1, red = 3 }\n'
@@ -36,6 +38,10 @@ class Named(FakeEngine):
 
 def fleet_of(red: FakeEngine) -> Fleet:
     return Fleet([Named("first")], paths={"red": [Path("red")]}, open_engine=lambda path: red)
+
+
+def experiments_of(path: Path) -> Experiments:
+    return Experiments(path, lambda: ["default", "red"])
 
 
 def test_arms_are_sticky_and_as_large_as_their_weights() -> None:
@@ -58,7 +64,7 @@ def test_a_heavier_arm_keeps_its_users() -> None:
 def test_users_get_their_arm_and_the_log_tells(call, tmp_path: Path) -> None:
     (tmp_path / "plan.toml").write_text(PLAN)
     exposures = Exposures(tmp_path / "log.db")
-    experiments = Experiments(tmp_path / "plan.toml")
+    experiments = experiments_of(tmp_path / "plan.toml")
     app = make_app(fleet_of(Named("red")), experiments=experiments, exposures=exposures)
     answers = {f"u{n}": call(app, "POST", PATH, json={"user_id": f"u{n}"}).json() for n in range(38)}
     answers |= {f"u{n}": call(app, "POST", PATH, json={"user_id": f"u{n}", "explain": True}).json() for n in (38, 39)}
@@ -114,15 +120,22 @@ def test_the_plan_is_read_again_when_it_changes_and_a_mistake_changes_nothing(
     monkeypatch.setattr(module, "LOOK_S", 0.0)
     file = tmp_path / "plan.toml"
     file.write_text(PLAN)
-    experiments = Experiments(file)
+    experiments = experiments_of(file)
     assert experiments.arm("default", "u1")[1] == "e"
     file.write_text("")
     assert experiments.arm("default", "u1") == ("default", None)
     file.write_text(PLAN.replace('"e"', '"another"'))
     assert experiments.arm("default", "u1")[1] == "another"
-    file.write_text("[[experiment]]\nname = 3")
-    assert experiments.arm("default", "u1")[1] == "another"
-    assert "the experiments before go on" in caplog.text
+    for mistake in (
+        "[[experiment]]\nname = 3",
+        "experiment = 3",
+        PLAN.replace("red", "rde"),
+        SHADOW.replace("red", "rde"),
+    ):
+        caplog.clear()
+        file.write_text(mistake)
+        assert experiments.arm("default", "u1")[1] == "another"
+        assert "the experiments before go on" in caplog.text
     file.unlink()
     assert experiments.arm("default", "u1")[1] == "another"
 
@@ -143,6 +156,9 @@ def test_the_plan_is_read_again_when_it_changes_and_a_mistake_changes_nothing(
         ("[[test]]", r"has a table 'test'; allowed: experiment, shadow"),
         ("[[experiment]]\nnam = 'e'", r"experiment has no setting 'nam' \(did you mean 'name'"),
         ("[[", "is not valid TOML"),
+        ("[[experiment]]\nname = 'e'\narms = { a = 1, b = inf }", r"each a weight above 0"),
+        ("experiment = 3", r"has experiment = 3; begin each one with a line \[\[experiment\]\]"),
+        ("[shadow]\nmodel = 'a'", r"has shadow = {'model': 'a'}; begin each one with a line \[\[shadow\]\]"),
     ],
 )
 def test_a_plan_that_cannot_be_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -151,9 +167,55 @@ def test_a_plan_that_cannot_be_is_refused(tmp_path: Path, text: str, message: st
         read_plan(tmp_path / "plan.toml")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            PLAN.replace("red", "rde"),
+            r"a model of experiment 'e' = 'rde' \(did you mean 'red'\?\); allowed: default, red",
+        ),
+        (PLAN + "model = 'x'", r"a model of experiment 'e' = 'x'; allowed: default, red"),
+        (SHADOW.replace("red", "rde"), r"a model of a shadow = 'rde' \(did you mean 'red'"),
+        (SHADOW.replace("default", "x"), r"a model of a shadow = 'x'"),
+    ],
+)
+def test_a_plan_of_models_that_there_are_not_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "plan.toml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        experiments_of(tmp_path / "plan.toml")
+
+
+def test_users_whose_arm_cannot_be_loaded_are_answered_and_not_part_of_it(
+    call, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(path: Path) -> FakeEngine:
+        raise BundleError("rows.bin was changed; export it again")
+
+    (tmp_path / "plan.toml").write_text(PLAN)
+    experiments, exposures = experiments_of(tmp_path / "plan.toml"), Exposures(tmp_path / "log.db")
+    fleet = Fleet([Named("first")], paths={"red": [Path("red")]}, open_engine=refuse)
+    app = make_app(fleet, experiments=experiments, exposures=exposures)
+    for user in (f"u{n}" for n in range(20)):
+        answer = call(app, "POST", PATH, json={"user_id": user})
+        assert (answer.status_code, answer.json()["bundle"]) == (200, "id of first")
+        assert answer.json().get("variant") == ("default" if experiments.arm("default", user)[0] == "default" else None)
+    exposures.close()
+    with sqlite3.connect(tmp_path / "log.db") as file:
+        assert file.execute("SELECT DISTINCT arm, bundle FROM exposures").fetchall() == [("default", "id of first")]
+    file.close()
+    assert caplog.text.count("model red cannot be loaded: rows.bin was changed") == 1
+    asked = call(app, "POST", PATH, json={"user_id": "u1", "variant": "red"})
+    assert (asked.status_code, asked.json()["error"]["field"]) == (503, "variant")
+
+
+def test_an_unknown_variant_is_named_by_its_field(call) -> None:
+    answer = call(make_app(fleet_of(Named("red"))), "POST", PATH, json={"user_id": "u1", "variant": "rde"})
+    assert (answer.status_code, answer.json()["error"]["field"]) == (404, "variant")
+
+
 def test_a_missing_plan_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"there is no file .*plan.toml of experiments"):
-        Experiments(tmp_path / "plan.toml")
+        experiments_of(tmp_path / "plan.toml")
 
 
 class Watched(Named):
@@ -179,7 +241,7 @@ def test_shadows_see_requests_and_nobody_waits_for_them(call, tmp_path: Path, mo
     monkeypatch.setattr(shadows, "MOST", 8)
     (tmp_path / "plan.toml").write_text(SHADOW)
     red = Watched(0.3)
-    app = make_app(fleet_of(red), experiments=Experiments(tmp_path / "plan.toml"))
+    app = make_app(fleet_of(red), experiments=experiments_of(tmp_path / "plan.toml"))
 
     async def run() -> list[float]:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://recfit") as client:
@@ -207,3 +269,57 @@ def test_shadows_see_requests_and_nobody_waits_for_them(call, tmp_path: Path, mo
     assert 'recfit_shadow_requests_total{model="red",outcome="failed"} 1.0' in metrics
     assert 'recfit_shadow_requests_total{model="red",outcome="left out"} 13.0' in metrics
     assert 'recfit_shadow_requests_total{model="red",outcome="ok"} 8.0' in metrics
+
+
+async def over(shadowed: shadows.Shadows) -> None:
+    """Until all that was sent is done."""
+    while shadowed._running:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.01)  # what has just ended is let go in the loop's next turns
+
+
+def test_a_shadow_does_not_keep_a_bundle_that_left() -> None:
+    async def run() -> None:
+        fleet = Fleet([Named("first")], paths={"red": [Path("red")]}, open_engine=lambda path: Named(path.name))
+        shadowed = shadows.Shadows(fleet)
+        shadowed.send("red", Request("u1"), 3)
+        await over(shadowed)
+        assert shadowed.outcomes == {("red", "ok"): 1}
+        red = weakref.ref((await fleet.get("red")).best.engine)
+        fleet.unload("red")
+        gc.collect()
+        assert red() is None
+
+    asyncio.run(run())
+
+
+def test_a_shadow_is_left_out_while_somebody_waits() -> None:
+    go, red = threading.Event(), Watched(0.0)
+    go.set()
+
+    def during(request: Request) -> None:
+        go.wait(60)
+
+    async def run() -> None:
+        fleet = Fleet(
+            [Named("first", during)],
+            threads=1,
+            paths={"red": [Path("red")]},
+            open_engine=lambda path: red,
+        )
+        shadowed, model = shadows.Shadows(fleet), await fleet.get(None)
+        go.clear()
+        asked = [asyncio.create_task(model.batcher.ask(Request("is answered"), 3))]
+        await asyncio.sleep(0.01)
+        asked.append(asyncio.create_task(model.batcher.ask(Request("waits"), 3)))
+        await asyncio.sleep(2 * shadows.LINE_S)
+        shadowed.send("red", Request("while they wait"), 3)
+        assert shadowed.outcomes == {("red", "left out"): 1}
+        go.set()
+        await asyncio.gather(*asked)
+        shadowed.send("red", Request("later"), 3)
+        await over(shadowed)
+        assert shadowed.outcomes == {("red", "left out"): 1, ("red", "ok"): 1}
+
+    asyncio.run(run())
+    assert "while they wait" not in red.seen

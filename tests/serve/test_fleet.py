@@ -6,14 +6,16 @@ import asyncio
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 from fake_engine import ITEMS, FakeEngine
 
+from recfit.serve import fleet as module
 from recfit.serve.app import make_app
-from recfit.serve.fleet import DEFAULT, Fleet
+from recfit.serve.fleet import DEFAULT, Fleet, Paths
 from recfit.serve.schema import HttpError
 from recfit.types import BundleError, Recommendation, Request
 
@@ -115,6 +117,21 @@ def test_a_model_that_cannot_be_loaded_fails_alone(call, opening: Opening, caplo
     assert call(app, "POST", PATH, json={"user_id": "u1"}).status_code == 200
 
 
+def test_a_model_that_cannot_be_loaded_is_not_tried_for_everybody(
+    opening: Opening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        fleet = fleet_of(opening)
+        for tries in (1, 1, 2):
+            if tries == 2:
+                monkeypatch.setattr(module, "AGAIN_S", 0.0)
+            with pytest.raises(HttpError, match="cannot be loaded"):
+                await fleet.get("bad")
+            assert opening.paths == ["bad"] * tries
+
+    asyncio.run(run())
+
+
 def test_a_swap_is_answered_by_the_new_bundle_and_a_rollback_by_the_old(opening: Opening) -> None:
     async def run() -> None:
         fleet = fleet_of(opening)
@@ -128,6 +145,41 @@ def test_a_swap_is_answered_by_the_new_bundle_and_a_rollback_by_the_old(opening:
             await fleet.rollback("red")
 
     asyncio.run(run())
+
+
+def test_a_rolled_back_model_that_left_comes_back_as_it_was(opening: Opening) -> None:
+    async def run() -> None:
+        fleet = fleet_of(opening)
+        await fleet.get("red")
+        await fleet.swap("red", [Path("wide")])
+        await fleet.rollback("red")
+        fleet.unload("red")
+        assert (await fleet.get("red")).best.bundle == "id of red"
+
+    asyncio.run(run())
+
+
+def test_what_names_stand_for_is_told_after_every_swap(opening: Opening) -> None:
+    told: list[Paths] = []
+
+    async def run() -> None:
+        fleet = Fleet([Named("first")], paths={"red": [Path("red")]}, open_engine=opening, swapped=told.append)
+        await fleet.get("red")
+        await fleet.swap(DEFAULT, [Path("second"), Path("third")])
+        await fleet.swap("red", [Path("wide")])
+        with pytest.raises(BundleError):
+            await fleet.swap("red", [Path("bad")])
+        await fleet.rollback("red")
+        await fleet.rollback(DEFAULT)
+
+    asyncio.run(run())
+    both = (Path("second"), Path("third"))
+    assert [{name: tuple(paths) for name, paths in one.items()} for one in told] == [
+        {"red": (Path("red"),), DEFAULT: both},
+        {"red": (Path("wide"),), DEFAULT: both},
+        {"red": (Path("red"),), DEFAULT: both},
+        {"red": (Path("red"),), DEFAULT: ()},  # as it was given
+    ]
 
 
 @pytest.mark.parametrize(("bundle", "words"), [("bad", "rows.bin was changed"), ("dead", "does not answer")])
@@ -187,6 +239,35 @@ def test_what_was_used_least_recently_leaves_when_memory_is_short(opening: Openi
     assert opening.paths == ["red", "blue", "red"]
 
 
+def test_no_more_leave_than_is_needed_where_memory_comes_back_late(opening: Opening) -> None:
+    """Every model takes 10 MB and gives nothing back while it is looked."""
+
+    async def run() -> list[str]:
+        fleet = Fleet(
+            [Named("first")], paths={f"m{n}": [Path(f"m{n}")] for n in range(6)}, open_engine=opening, most_mb=95.0
+        )
+        memory = SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=(50 + 10 * len(opening.paths)) * 1e6))
+        fleet._process = memory  # type: ignore[assignment]
+        for n in range(5):
+            await fleet.get(f"m{n}")
+        return [*fleet.loaded]
+
+    assert asyncio.run(run()) == [DEFAULT, "m1", "m2", "m3", "m4"]
+
+
+def test_what_leaves_gives_its_memory_back_at_once(opening: Opening, monkeypatch: pytest.MonkeyPatch) -> None:
+    settled: list[list[str]] = []
+
+    async def run() -> None:
+        fleet = fleet_of(opening)
+        await fleet.get("red")
+        monkeypatch.setattr(module, "settle", lambda: settled.append([*fleet.loaded]))
+        fleet.unload("red")
+
+    asyncio.run(run())
+    assert settled == [[DEFAULT]]
+
+
 def admin(app: Any, method: str, path: str, port: int = ADMIN, **options: Any) -> httpx.Response:
     async def request() -> httpx.Response:
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
@@ -206,6 +287,10 @@ def test_operators_swap_roll_back_and_unload(opening: Opening) -> None:
     assert admin(app, "POST", PATH, json={"user_id": "u1", "model": "green"}).json()["bundle"] == "id of blue"
     assert admin(app, "DELETE", "/admin/models/green").json() == {"name": "green", "bundles": []}
     assert admin(app, "DELETE", "/admin/models/default").json()["error"]["code"] == "default_stays"
+    assert admin(app, "DELETE", "/admin/models/red").json() == {"name": "red", "bundles": []}  # it was not loaded
+    unknown = admin(app, "DELETE", "/admin/models/rde")
+    assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "unknown_model")
+    assert unknown.json()["error"]["message"] == "there is no model 'rde'; loaded are: default"
     refused = admin(app, "PUT", "/admin/models/default", json={"bundles": ["bad"]})
     assert (refused.status_code, refused.json()["error"]["code"]) == (422, "bundle_refused")
     assert "the old one goes on" in refused.json()["error"]["message"]

@@ -52,6 +52,59 @@ def test_without_one_nobody_may_ask(call, app: Guard, headers: dict[str, str]) -
 def test_load_balancers_need_no_key(call, app: Guard) -> None:
     assert call(app, "GET", "/healthz").status_code == 200
     assert call(app, "GET", "/readyz").status_code == 200
+    assert call(app, "GET", "/v2/health/live").status_code == 200
+    assert call(app, "GET", "/v2/health/ready").status_code == 200
+
+
+def test_to_have_a_model_loaded_needs_a_key(call, app: Guard) -> None:
+    for path in ("/readyz?model=default", "/v2/models/default/ready"):
+        assert call(app, "GET", path).status_code == 401
+        assert call(app, "GET", path, headers={"x-api-key": "s3cret"}).status_code == 200
+
+
+def test_the_key_of_a_client_is_not_enough_for_an_operator(call) -> None:
+    keys = [Key("shop", digest("s3cret")), Key("ops", digest("boss"), admin=True)]
+    app = Guard(app_of(FakeEngine(), admin_port=9), keys)
+
+    def rollback(key: str, port: int) -> httpx.Response:
+        path = f"http://recfit:{port}/admin/models/default/rollback"
+        return call(app, "POST", path, headers={"x-api-key": key})
+
+    assert rollback("nobody", 9).status_code == 401
+    refused = rollback("s3cret", 9)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "forbidden")
+    assert "key 'shop'" in refused.json()["error"]["message"]
+    assert rollback("boss", 9).status_code == 409
+    assert rollback("boss", 80).status_code == 404  # not at the port of clients
+
+
+V2 = {"inputs": [{"name": "user_id", "shape": [5], "datatype": "BYTES", "data": ["u1"] * 5}]}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("/v1/recommend/batch", {"requests": [BODY] * 5}), ("/v2/models/default/infer", V2)],
+)
+def test_many_requests_in_one_are_counted_each(monkeypatch: pytest.MonkeyPatch, path: str, body: object) -> None:
+    now = [50.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    limited = Guard(app_of(FakeEngine()), [Key("batch", digest("slow"), rate=2.0)])
+
+    async def run() -> None:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(limited), base_url="http://recfit") as client:
+
+            async def ask(path: str, body: object) -> httpx.Response:
+                return await client.post(path, json=body, headers={"x-api-key": "slow"})
+
+            assert (await ask(path, body)).status_code == 200  # 2 were there, 3 are owed
+            refused = await ask(PATH, BODY)
+            assert (refused.status_code, refused.headers["retry-after"]) == (429, "2")
+            now[0] += 1.9
+            assert (await ask(PATH, BODY)).status_code == 429
+            now[0] += 0.2
+            assert (await ask(PATH, BODY)).status_code == 200
+
+    asyncio.run(run())
 
 
 def test_a_key_that_asks_too_often_is_told_when_to_come_back(app: Guard, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -219,6 +220,25 @@ def test_a_cheap_answer_is_known_for_seconds_only(call, monkeypatch: pytest.Monk
     assert ladder.served == [0, 2]
     now[0] += 2 * results.DEGRADED_S
     assert ask() == "full"
+
+
+@pytest.mark.parametrize("names", [("full",), ("full", "popular"), ("full", "popular", "cheap")])
+def test_a_cheap_answer_is_not_that_of_another_ladder_with_the_same_best_bundle(call, names: Sequence[str]) -> None:
+    fleet = Fleet([Slow("full", 0.0, 0.2), Slow("cheap", 0.0, 0.1)], open_engine=lambda path: Slow(path.name, 0.0, 0.2))
+    app, ladder = make_app(fleet), fleet.loaded["default"].ladder
+    ladder.costs[0], ladder._at_first = 1.0, (1.0, 0.0)  # nobody has the time
+
+    def ask(**more: str) -> str:
+        answer = call(app, "POST", PATH, json={"user_id": "u1", **more})
+        bundle: str = answer.json()["bundle"]
+        assert (answer.status_code, answer.json().get("degraded", False)) == (200, bundle != "full")
+        return bundle
+
+    assert ask() == "cheap"
+    asyncio.run(fleet.swap("other", [*map(Path, names)]))
+    asyncio.run(fleet.swap("default", [*map(Path, names)]))
+    assert [ask(model="other"), ask()] == ["full", "full"]
+    assert fleet.loaded["default"].ladder.served == [1] + [0] * (len(names) - 1)
 
 
 def test_the_other_protocol_is_told_of_a_cheap_answer_too(call) -> None:

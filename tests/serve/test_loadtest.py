@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -14,10 +15,11 @@ import pytest
 
 from recfit import loadtest
 from recfit.cli import main
-from recfit.loadtest import Found, Load
+from recfit.loadtest import Access, Found, Load
 from recfit.types import ConfigError, MeasurementError, Request
 
 Handler = Callable[[int, bytes], bytes]
+TLS = Path(__file__).parent / "tls"
 
 
 def ok(source: str = "model") -> bytes:
@@ -28,7 +30,8 @@ def ok(source: str = "model") -> bytes:
 class Answering:
     """A server that answers request number n with `handler(n, its bytes)`; nothing closes the connection."""
 
-    def __init__(self, handler: Handler) -> None:
+    def __init__(self, handler: Handler, tls: ssl.SSLContext | None = None) -> None:
+        self.tls = tls
         self.handler, self.bodies = handler, list[bytes]()
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
@@ -44,6 +47,11 @@ class Answering:
             threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
+        if self.tls is not None:
+            try:
+                connection = self.tls.wrap_socket(connection, server_side=True)
+            except OSError:  # the client trusts it not
+                return
         with connection:
             while data := connection.recv(65536):
                 with self.lock:
@@ -59,8 +67,8 @@ class Answering:
 def serve() -> Iterator[Callable[[Handler], Answering]]:
     started: list[Answering] = []
 
-    def run(handler: Handler) -> Answering:
-        started.append(Answering(handler))
+    def run(handler: Handler, tls: ssl.SSLContext | None = None) -> Answering:
+        started.append(Answering(handler, tls))
         return started[-1]
 
     yield run
@@ -139,6 +147,65 @@ def test_bodies_may_come_in_pieces(encoding: str) -> None:
     assert loadtest._whole(head, sent) == body
 
 
+def test_a_key_is_sent_where_there_is_one(serve) -> None:
+    heads: list[bytes] = []
+
+    def handler(_: int, data: bytes) -> bytes:
+        heads.append(data.split(b"\r\n\r\n")[0])
+        return ok()
+
+    loadtest.run(serve(handler).url, REQUESTS, Load(50, 0.1), Access("s3cret"))
+    assert all(b"\r\nAuthorization: Bearer s3cret" in head for head in heads)
+    heads.clear()
+    loadtest.run(serve(handler).url, REQUESTS, Load(50, 0.1))
+    assert not any(b"Authorization" in head for head in heads)
+
+
+def test_a_run_that_says_nothing_of_the_server_fails(serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    server = serve(lambda *_: b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n")
+    requests = tmp_path / "requests.jsonl"
+    requests.write_text('{"user_id": "1"}\n')
+    given = ["loadtest", server.url, "--requests", str(requests), "--rate", "50", "--seconds", "0.2"]
+    for more in ([], ["--find-max"]):
+        assert main([*given, *more]) == 2
+        assert "0 of 10 requests were answered with 200 (401: 10)" in capsys.readouterr().err
+    Found(10, 10, 100, {"503": 99, "200": 1}, {}, {}).check()  # an overload is something to measure
+    with pytest.raises(MeasurementError, match=r"0 of 100 .*\(503: 100\)"):
+        Found(10, 10, 100, {"503": 100}, {}, {}).check()
+
+
+def test_over_tls(serve) -> None:
+    place = TLS / "certificate.pem"
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(place, TLS / "key.pem")
+    url = serve(lambda *_: ok(), context).url.replace("http:", "https:")
+    for access in (Access(ca=str(place)), Access(insecure=True)):
+        assert loadtest.run(url, REQUESTS, Load(50, 0.2), access).statuses == {"200": 10}
+    with pytest.raises(
+        MeasurementError, match=r"certificate of 127\.0\.0\.1 port \d+ is not trusted: .*; give --ca FILE, or"
+    ):
+        loadtest.run(url, REQUESTS, Load(50, 0.2))
+    with pytest.raises(ConfigError, match=r"key\.pem holds no certificate: .*; give --ca a PEM file"):
+        loadtest.run(url, REQUESTS, Load(50, 0.2), Access(ca=str(TLS / "key.pem")))
+
+
+def test_tls_to_a_server_without() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            with listener.accept()[0] as connection:
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
+
+        answering = threading.Thread(target=answer)
+        answering.start()
+        with pytest.raises(MeasurementError, match=r"does not speak TLS: .*; say http://"):
+            loadtest.run(
+                f"https://127.0.0.1:{listener.getsockname()[1]}", REQUESTS, Load(50, 0.2), Access(insecure=True)
+            )
+        answering.join()
+
+
 def test_nobody_there(monkeypatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
@@ -150,7 +217,7 @@ def test_nobody_there(monkeypatch) -> None:
 def test_the_highest_rate_is_found(monkeypatch, most: float) -> None:
     asked: list[float] = []
 
-    def run(url: str, requests: object, load: Load) -> Found:
+    def run(url: str, requests: object, load: Load, access: Access) -> Found:
         asked.append(load.rate)
         return Found(load.rate, load.rate, 1, {"200": 1}, {}, {"99": 1.0 if load.rate <= most else 9.0})
 
@@ -166,7 +233,7 @@ def test_the_highest_rate_is_found(monkeypatch, most: float) -> None:
 def test_a_moment_in_which_the_machine_did_something_else_is_no_limit(monkeypatch) -> None:
     asked: list[float] = []
 
-    def run(url: str, requests: object, load: Load) -> Found:
+    def run(url: str, requests: object, load: Load, access: Access) -> Found:
         stalled = load.rate not in asked and load.rate > 50
         asked.append(load.rate)
         return Found(load.rate, load.rate, 1, {"200": 1}, {}, {"99": 9.0 if stalled or load.rate > 950 else 1.0})

@@ -1,16 +1,21 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import threading
+import time
 from typing import Any
 
+import httpx
 import pytest
 from fake_engine import FakeEngine, app_of
 from prometheus_client.parser import text_string_to_metric_families
 
 from recfit.serve import app as app_module
+from recfit.serve.app import make_app
 from recfit.serve.exposures import Exposures
+from recfit.serve.fleet import Fleet
 from recfit.serve.metrics import BUCKETS
 from recfit.types import Recommendation, Request
 
@@ -63,6 +68,8 @@ def test_readyz_is_503_when_the_engine_hangs(call, monkeypatch, caplog) -> None:
     answer = call(app, "GET", "/readyz")
     release.set()
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "not_ready")
+    assert [record.exc_info for record in caplog.records] == [None]  # what happened is said, in one line
+    assert "took longer than 0.05 s" in caplog.text
 
 
 def test_an_engine_that_never_answers_well_is_not_served() -> None:
@@ -81,16 +88,30 @@ def test_a_catalogue_of_one_item_is_ready(call) -> None:
     assert call(app_of(OneItem()), "GET", "/readyz").status_code == 200
 
 
-def test_draining_flips_readyz_alone_and_sends_clients_away(call) -> None:
+def test_draining_flips_readyz_alone(call) -> None:
     draining = threading.Event()
     app = app_of(FakeEngine(), draining=draining)
-    assert "connection" not in call(app, "POST", PATH, json={"user_id": "u1"}).headers
     draining.set()
     ready = call(app, "GET", "/readyz")
     assert (ready.status_code, ready.json()["error"]["code"]) == (503, "draining")
+    assert call(app, "GET", "/v2/health/ready").status_code == 503
     assert call(app, "GET", "/healthz").status_code == 200
-    answer = call(app, "POST", PATH, json={"user_id": "u1"})
-    assert (answer.status_code, answer.headers["connection"]) == (200, "close")
+    assert call(app, "POST", PATH, json={"user_id": "u1"}).status_code == 200
+
+
+@pytest.mark.parametrize("threads", [0, 1])
+def test_a_busy_server_is_ready(caplog, threads: int) -> None:
+    """The line is full, so that requests are sent away; a load balancer must not take the server for a broken one."""
+    app = make_app(Fleet([FakeEngine(lambda request: time.sleep(0.005))], threads=threads, shed_s=0.02))
+
+    async def run() -> tuple[set[int], list[int]]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://recfit") as client:
+            asked = [asyncio.create_task(client.post(PATH, json={"user_id": f"{n}"})) for n in range(60)]
+            ready = [(await client.get(path)).status_code for path in ("/readyz", "/v2/health/ready")]
+            return {(await one).status_code for one in asked}, ready
+
+    assert asyncio.run(run()) == ({200, 503}, [200, 200])
+    assert caplog.text == ""
 
 
 def test_bundle_shows_recipe_and_promise(call) -> None:
@@ -206,21 +227,25 @@ def test_openapi_references_resolve(document) -> None:
 def test_openapi_tells_every_route_and_only_routes(document, call, tmp_path) -> None:
     exposures = Exposures(tmp_path / "log.db")
     app = app_of(FakeEngine(), exposures=exposures)
+    infer = {"inputs": [{"name": "user_id", "shape": [1], "datatype": "BYTES", "data": ["u1"]}]}
     bodies = {
         "/v1/recommend": {"user_id": "u1"},
         "/v1/recommend/batch": {"requests": [{"user_id": "u1"}]},
         "/v1/score": {"user_id": "u1", "items": ["i1"]},
         "/v1/events": {"events": [{"user_id": "u1", "item_id": "i1"}]},
         "/v1/feedback": {"request_id": "r1"},
-        "/v2/models/{name}/infer": {"inputs": [{"name": "user_id", "shape": [1], "datatype": "BYTES", "data": ["u1"]}]},
+        **dict.fromkeys(("/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer"), infer),
     }
     for method, path, _ in operations(document):
         body = {"json": bodies[path]} if method == "post" else {}
-        place = path.replace("{item_id}", "i1").replace("{name}", "default")
+        place = path.replace("{item_id}", "i1").replace("{name}", "default").replace("{version}", "b0c1")
         assert call(app, method.upper(), place, **body).status_code == 200
     exposures.close()
-    v2 = {"/v2/health/live", "/v2/health/ready", "/v2/models/{name}", "/v2/models/{name}/ready"}
-    others = v2 | {
+    models = {f"/v2/models/{{name}}{version}{end}" for version in ("", "/versions/{version}") for end in ("", "/ready")}
+    others = models | {
+        "/v2",
+        "/v2/health/live",
+        "/v2/health/ready",
         "/v1/similar/{item_id}",
         "/v1/models",
         "/v1/bundle",

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from typing import Any
 
+import httpx
 import pytest
 from fake_engine import FakeEngine, app_of
 
+from recfit.serve.app import make_app
+from recfit.serve.fleet import Fleet
 from recfit.types import Request
 
 
@@ -68,9 +73,39 @@ def test_similar_items(app, call) -> None:
     assert (body["bundle"], body["source"]) == ("b0c1", "model")
     unknown = call(app, "GET", "/v1/similar/no/such item")
     assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "unknown_item")
-    for k in ("0", "1001", "ten", "-1", "٣"):
+    for k in ("0", "1001", "ten", "-1", "٣", "9" * 5000):
         wrong = call(app, "GET", f"/v1/similar/i0?k={k}")
         assert (wrong.status_code, wrong.json()["error"]["field"]) == (422, "k")
+
+
+@pytest.mark.parametrize("threads", [0, 1])
+def test_scores_similar_items_and_explanations_wait_in_the_same_line_and_are_sent_away_with_the_others(
+    threads: int,
+) -> None:
+    app = make_app(Fleet([FakeEngine(lambda request: time.sleep(0.005))], threads=threads, shed_s=0.02))
+    asked: list[tuple[str, str, Any]] = [
+        ("POST", "/v1/score", {"user_id": "u1", "items": ["i1"]}),
+        ("POST", "/v1/recommend", {"user_id": "u1", "explain": True}),
+        ("GET", "/v1/similar/i0", None),
+    ]
+
+    async def crowd(method: str, path: str, body: Any) -> list[httpx.Response]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://recfit") as client:
+            return await asyncio.gather(*(client.request(method, path, json=body) for _ in range(30)))
+
+    for one in asked:
+        found = asyncio.run(crowd(*one))
+        assert {answer.status_code for answer in found} == {200, 503}
+        refused = [answer for answer in found if answer.status_code == 503]
+        assert {answer.json()["error"]["code"] for answer in refused} == {"overloaded"}
+        assert {answer.headers["retry-after"] for answer in refused} == {"1"}
+
+
+def test_an_explanation_has_a_deadline_too(app, call) -> None:
+    body = {"user_id": "u1", "explain": True, "deadline_ms": 1e-6}
+    late = call(app, "POST", "/v1/recommend", json=body)
+    assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
+    assert call(app, "POST", "/v1/recommend", json={**body, "deadline_ms": 10_000}).status_code == 200
 
 
 def test_only_candidates_are_ranked(app, call) -> None:

@@ -91,7 +91,7 @@ def test_the_bundle_is_ready_and_described(bundle, client) -> None:
 
 
 TLS = Path(__file__).parent / "tls"  # made for these tests, of no use elsewhere
-KEYS = f'[[key]]\nname = "shop"\nsha256 = "{hashlib.sha256(b"s3cret").hexdigest()}"\n'
+KEYS = f'[[key]]\nname = "ops"\nsha256 = "{hashlib.sha256(b"s3cret").hexdigest()}"\nadmin = true\n'
 
 
 def test_tls_keys_events_and_operators_of_a_running_server(bundle: Path, tmp_path: Path) -> None:

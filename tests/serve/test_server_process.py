@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -11,12 +12,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from fake_engine import FakeEngine
 
-from recfit.serve.run import bind, url
+from recfit.config import Serve
+from recfit.serve.run import ADMIN, bind, listen, serve, url
 from recfit.types import ConfigError
 
 HERE = Path(__file__).parent
@@ -144,6 +149,153 @@ def test_headers_do_not_name_the_server_and_bad_http_does_not_stop_it(start) -> 
     assert httpx.get(base + "/healthz").status_code == 200
     process.send_signal(signal.SIGTERM)
     assert finished(process)[0] == 0
+
+
+def test_every_answer_of_a_draining_server_ends_the_connection(start) -> None:
+    process, base = start(0, 30)
+    tensor = {"name": "user_id", "shape": [1], "datatype": "BYTES", "data": ["u1"]}
+    asked = [
+        ("POST", "/v1/recommend", {"user_id": "u1"}),
+        ("POST", "/v1/recommend", {"user_id": 1.5}),
+        ("POST", "/v2/models/default/infer", {"inputs": [tensor]}),
+        ("GET", "/v1/similar/i0", None),
+        ("GET", "/healthz", None),
+        ("GET", "/readyz", None),
+        ("GET", "/nowhere", None),
+    ]
+
+    def endings() -> list[str | None]:
+        with httpx.Client(base_url=base) as client:
+            return [client.request(method, path, json=body).headers.get("connection") for method, path, body in asked]
+
+    assert endings() == [None] * len(asked)
+    process.send_signal(signal.SIGTERM)
+    with httpx.Client(base_url=base) as client:
+        while client.get("/readyz").status_code == 200:
+            time.sleep(0.01)
+    assert endings() == ["close"] * len(asked)
+
+
+ODD = """
+import sys
+from fake_engine import FakeEngine
+from recfit.config import Serve
+from recfit.serve import connections, run
+
+read_s, most, run.LAST_S, drain_s = map(float, sys.argv[1:])
+connections.READ_S, run.most_connections = read_s, lambda: most
+with run.bind("127.0.0.1", 0) as listener:
+    run.serve([FakeEngine()], [listener], Serve(drain_s=drain_s))
+"""
+
+
+@contextmanager
+def odd(*, read_s: float = 60, most: int = 99, last_s: float = 0, drain_s: float = 0) -> Iterator[tuple[Any, int]]:
+    """A server with other constants, and its port."""
+    command = [sys.executable, "-c", ODD, *map(str, (read_s, most, last_s, drain_s))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=HERE) as process:
+        assert process.stdout is not None
+        yield process, int(process.stdout.readline().rsplit(":", 1)[1])
+        process.kill()
+
+
+def test_who_is_connected_when_the_drain_ends_may_ask_once_more() -> None:
+    ask = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"
+    with odd(last_s=30, drain_s=3) as (process, port):
+        connections = [socket.create_connection(("127.0.0.1", port), 30) for _ in range(2)]
+        connections[0].sendall(ask)
+        first = b""
+        while not first.endswith(b"}"):
+            first += connections[0].recv(4096)
+        assert b"connection" not in first
+        process.send_signal(signal.SIGTERM)
+        until = time.monotonic() + 30
+        while time.monotonic() < until:
+            try:
+                socket.create_connection(("127.0.0.1", port)).close()
+            except OSError:  # nobody new is let in
+                break
+            time.sleep(0.02)
+        for connection in connections:
+            connection.sendall(ask)
+            told = b"".join(iter(lambda connection=connection: connection.recv(4096), b""))
+            assert told.startswith(b"HTTP/1.1 200")
+            assert b"connection: close" in told
+            connection.close()
+        assert process.wait(30) == 0
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        b"",
+        b"POST /v1/recommend HTT",
+        b"POST /v1/recommend HTTP/1.1\r\ncontent-length: 100\r\n\r\n{",
+        b"POST /v2/models/default/infer HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n",
+    ],
+)
+def test_a_request_that_does_not_come_in_is_given_up(begun: bytes) -> None:
+    with odd(read_s=0.5) as (_, port), httpx.Client(base_url=f"http://127.0.0.1:{port}") as idle:
+        assert idle.get("/healthz").status_code == 200
+        with socket.create_connection(("127.0.0.1", port), 30) as raw:
+            raw.sendall(begun)
+            told = b""
+            while part := raw.recv(4096):
+                told += part
+        status, body = told.rsplit(b"HTTP/1.1 ", 1)[1].split(b"\r\n\r\n")
+        assert status.startswith(b"408 Request Timeout\r\n")
+        assert json.loads(body)["error"]["code"] == "request_timeout"
+        idle.get("/healthz", extensions={"trace": lambda name, _: pytest.fail(name) if "connect_tcp" in name else None})
+
+
+def test_one_connection_too_many_is_told_so_and_others_go_on() -> None:
+    with odd(most=4) as (_, port), httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+        assert client.get("/healthz").status_code == 200
+        opened = [socket.create_connection(("127.0.0.1", port), 30) for _ in range(6)]
+        for raw in opened[2:]:
+            assert raw.recv(12) == b"HTTP/1.1 503"
+        assert client.get("/healthz").status_code == 200
+        for raw in opened:
+            raw.close()
+        until = time.monotonic() + 30
+        while httpx.get(f"http://127.0.0.1:{port}/healthz").status_code != 200:
+            assert time.monotonic() < until
+
+
+def test_of_two_servers_that_start_together_one_says_that_the_port_is_taken() -> None:
+    with bind("127.0.0.1", 0) as first, bind("127.0.0.1", first.getsockname()[1]) as second:
+        listen(first)
+        port = first.getsockname()[1]
+        with pytest.raises(
+            ConfigError, match=rf"127\.0\.0\.1 port {port}.*in use.*choose another with --host or --port"
+        ):
+            listen(second)
+        with pytest.raises(ConfigError, match=r"choose another with --admin-port$"):
+            listen(second, ADMIN)
+        with pytest.raises(ConfigError, match=r"choose another with --admin-port$"):
+            bind("127.0.0.1", port, ADMIN)
+        listen(first)  # as every worker does that has it
+
+
+def test_a_server_that_cannot_listen_says_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    with bind("127.0.0.1", 0) as first, bind("127.0.0.1", first.getsockname()[1]) as second:
+        listen(first)
+        with pytest.raises(ConfigError, match="choose another"):
+            serve([FakeEngine()], [second], Serve())
+    assert capsys.readouterr().out == ""
+
+
+def test_ports_that_overlap_are_refused() -> None:
+    with pytest.raises(
+        ConfigError, match=r"serve\.port = 9000 is one of the 1 for operators from serve\.admin_port = 9000 on"
+    ):
+        Serve(port=9000, admin_port=9000)
+    with pytest.raises(ConfigError, match=r"serve\.port = 9001 is one of the 2 for operators"):
+        Serve(port=9001, admin_port=9000, workers=2, events="events.db")
+    with pytest.raises(ConfigError, match=r"serve\.admin_port = 65535 is outside 0 to 65534"):
+        Serve(admin_port=65535, workers=2, events="events.db")
+    assert Serve(port=8999, admin_port=9000, workers=2, events="events.db").admin_port == 9000
+    assert Serve(port=0, admin_port=0).admin_port == 0
 
 
 def test_bind_refuses_a_port_in_use_by_its_number() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -27,14 +28,28 @@ def app():
 
 def test_health_and_metadata(app, call) -> None:
     assert call(app, "GET", "/v2/health/live").json() == {"live": True}
-    assert call(app, "GET", "/v2/health/ready").status_code == 200
-    assert call(app, "GET", "/v2/models/default/ready").status_code == 200
+    assert call(app, "GET", "/v2/health/ready").json() == {"ready": True}
+    assert call(app, "GET", "/v2/models/default/ready").json() == {"name": "default", "ready": True}
+    assert call(app, "GET", "/v2").json() == {"name": "recfit", "version": version("recfit"), "extensions": []}
     told = call(app, "GET", "/v2/models/default").json()
     assert (told["name"], told["versions"], told["platform"]) == ("default", ["b0c1"], "recfit")
     assert [part["name"] for part in told["inputs"]] == ["user_id", "history", "k"]
     for path in ("/v2/models/green", "/v2/models/green/ready"):
-        assert call(app, "GET", path).json()["error"]["code"] == "unknown_model"
+        assert call(app, "GET", path).json() == {"error": "there is no model 'green'; there are: default"}
     assert call(app, "POST", "/v2/models/green/infer", json={"inputs": [texts("user_id", "u1")]}).status_code == 404
+
+
+def test_a_version_is_the_id_of_the_bundle(app, call) -> None:
+    asked = {"inputs": [texts("user_id", "u1")]}
+    place, other = "/v2/models/default/versions/b0c1", "/v2/models/default/versions/b0c2"
+    assert call(app, "GET", place).json() == call(app, "GET", "/v2/models/default").json()
+    assert call(app, "GET", f"{place}/ready").json() == {"name": "default", "ready": True}
+    found = [call(app, "POST", path, json=asked).json()["outputs"] for path in (f"{place}/infer", INFER)]
+    assert found[0] == found[1]
+    for method, path in (("GET", other), ("GET", f"{other}/ready"), ("POST", f"{other}/infer")):
+        answer = call(app, method, path, json=asked)
+        assert answer.status_code == 404
+        assert answer.json() == {"error": "model 'default' has no version 'b0c2'; it has b0c1"}
 
 
 def test_rows_are_answered_as_the_other_route_answers_them(app, call) -> None:
@@ -69,11 +84,11 @@ def test_a_live_event_is_seen(call) -> None:
 
 
 @pytest.mark.parametrize(
-    ("inputs", "field"),
+    ("inputs", "named"),
     [
-        ([], "inputs"),
-        ([texts("user_id")], "inputs"),
-        ([texts("user_id", *["u"] * 257)], "inputs"),
+        ([], "neither user_id nor history"),
+        ([texts("user_id")], "0 rows"),
+        ([texts("user_id", *["u"] * 257)], "257 rows"),
         ([texts("user_id", "u1", "u2", shape=[1, 2])], "user_id"),
         ([texts("user_id", "u1", shape=[2])], "user_id"),
         ([texts("user_id", "u1", shape=[-1, -1])], "user_id"),
@@ -88,9 +103,11 @@ def test_a_live_event_is_seen(call) -> None:
         ([{"name": "user_id"}], "inputs[0]"),
     ],
 )
-def test_what_cannot_be_asked_is_422_and_names_the_input(app, call, inputs: list[Any], field: str) -> None:
+def test_what_cannot_be_asked_is_422_and_names_the_input(app, call, inputs: list[Any], named: str) -> None:
     answer = call(app, "POST", INFER, json={"inputs": inputs})
-    assert (answer.status_code, answer.json()["error"]["field"]) == (422, field)
+    assert answer.status_code == 422
+    assert answer.json().keys() == {"error"}
+    assert named in answer.json()["error"]
 
 
 def test_other_bodies_are_refused_too(app, call) -> None:

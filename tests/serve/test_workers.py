@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from multiprocessing import Pipe
 from pathlib import Path
 
 import httpx
@@ -15,8 +17,10 @@ import psutil
 import pytest
 
 from recfit.config import Serve
-from recfit.serve.workers import PAUSE_S
-from recfit.types import ConfigError
+from recfit.serve import workers
+from recfit.serve.run import as_before
+from recfit.serve.workers import PAUSE_S, Swapped
+from recfit.types import BundleError, ConfigError
 
 HERE = Path(__file__).parent
 PATH = "/v1/recommend"
@@ -73,6 +77,13 @@ def until(true: Callable[[], bool], seconds: float = 15.0) -> None:
         time.sleep(0.02)
 
 
+def all_ready(started: Started) -> bool:
+    try:
+        return all(httpx.get(f"{admin}/readyz", timeout=0.5).status_code == 200 for admin in started.admins)
+    except httpx.HTTPError:
+        return False
+
+
 def test_workers_answer_at_one_port_and_share_what_users_do(started: Started) -> None:
     assert len(started.workers()) == 2
     told = {"events": [{"user_id": "u1", "item_id": "i0"}]}
@@ -94,18 +105,46 @@ def test_a_worker_that_is_killed_is_replaced_and_the_other_answers_meanwhile(sta
         assert httpx.post(started.url + PATH, json={"user_id": "u1"}).status_code == 200
     until(lambda: len(started.workers()) == 2)
     assert {worker.pid for worker in started.workers()} != {worker.pid for worker in first}
-
-    def both() -> bool:
-        try:
-            return all(httpx.get(f"{admin}/readyz", timeout=0.5).status_code == 200 for admin in started.admins)
-        except httpx.HTTPError:
-            return False
-
-    until(both, PAUSE_S + 15)
+    until(lambda: all_ready(started), PAUSE_S + 15)
     started.process.send_signal(signal.SIGTERM)
     code, out, err = started.ended()
     assert (code, out) == (0, "returned\n")
     assert "ended with -9; another one starts" in err
+
+
+def test_what_was_swapped_outlives_the_worker(started: Started, bundle: Path) -> None:
+    swapped = started.admins[0] + "/admin/models/green"
+    assert httpx.put(swapped, json={"bundles": [str(bundle)]}, timeout=30).status_code == 200
+    for deaths in (1, 2):
+        old = started.workers()
+        for worker in old:
+            worker.kill()
+            worker.wait(5)
+        until(lambda: len(started.workers()) == 2, PAUSE_S + 15)
+        until(lambda: all_ready(started), PAUSE_S + 30)
+        known = [httpx.get(f"{admin}/readyz?model=green", timeout=30).status_code for admin in started.admins]
+        assert known == [200, 404], f"after {deaths}"  # each has what its own place was told
+
+
+def test_the_last_words_of_a_worker_are_heard(caplog: pytest.LogCaptureFixture) -> None:
+    worker = workers._Worker(lambda *given: None, [])
+    worker._pipe, tell = Pipe(duplex=False)
+    for said in ({"url": "http://"}, Swapped({"red": (Path("w"),)}), BundleError("rows.bin is gone")):
+        tell.send(said)
+    tell.close()
+    worker.hear()
+    assert worker._paths == {"red": (Path("w"),)}
+    assert "a worker cannot start: rows.bin is gone" in caplog.text
+
+
+def test_a_successor_starts_from_what_was_swapped() -> None:
+    settings = Serve(cheaper=("b",), models={"red": "r", "blue": ["s", "t"]})
+    assert as_before(Path("a"), settings, {}) == (Path("a"), replace(settings, models={"red": "r", "blue": ["s", "t"]}))
+    bundle, after = as_before(
+        Path("a"), settings, {"default": (Path("c"),), "red": (Path("w"),), "green": (Path("g"),)}
+    )
+    assert (bundle, after.cheaper) == (Path("c"), ())
+    assert after.models == {"red": ["w"], "blue": ["s", "t"], "green": ["g"]}
 
 
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])

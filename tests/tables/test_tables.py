@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,9 @@ from recfit.topk import top_k
 from recfit.types import FloatArray, Unsupported
 
 FORMATS = names("tables")
+# The settings that each format is tried with, several where they change what is stored.
+SETTINGS: dict[str, list[dict[str, Any]]] = {"int8": [{}, {"asymmetric": True}], "int4": [{}, {"asymmetric": True}]}
+STORED = [(name, settings) for name in FORMATS for settings in SETTINGS.get(name, [{}])]
 SHAPES = {"usual": (50, 16), "one item": (1, 8), "one dimension": (20, 1)}
 # Of the largest score or number. Four bits round by a sixteenth, an eighth at the far end; signs know no sizes at all.
 ERRORS = {"int4": 0.13, "binary": 1.0}
@@ -42,10 +46,10 @@ def vectors_of(name: str, shape: tuple[int, int], directory: Path) -> FloatArray
     return vectors
 
 
-def stored(name: str, vectors: FloatArray, directory: Path) -> Table:
+def stored(name: str, vectors: FloatArray, directory: Path, **settings: Any) -> Table:
     """Written and opened again."""
     module = find("tables", name)
-    config = module.Config(vectors.shape[1])
+    config = module.Config(vectors.shape[1], **settings)
     module.write(vectors, directory / "table", config)
     table: Table = module.open_table(directory / "table", config, 1)
     return table
@@ -60,14 +64,14 @@ def queries_for(vectors: FloatArray, count: int = 7) -> FloatArray:
 
 
 @pytest.fixture(
-    params=[(name, shape) for name in FORMATS for shape in SHAPES if (name, shape) not in REFUSED],
-    ids=lambda part: f"{part[0]}, {part[1]}",
+    params=[(*part, shape) for part in STORED for shape in SHAPES if (part[0], shape) not in REFUSED],
+    ids=lambda part: ", ".join(map(str, part)),
 )
 def case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
     """An opened table, the vectors it was made of, queries, and how far off it may be."""
-    name, shape = request.param
+    name, settings, shape = request.param
     vectors = vectors_of(name, SHAPES[shape], tmp_path)
-    return stored(name, vectors, tmp_path), vectors, queries_for(vectors), ERRORS.get(name, ERROR)
+    return stored(name, vectors, tmp_path, **settings), vectors, queries_for(vectors), ERRORS.get(name, ERROR)
 
 
 @pytest.mark.parametrize(("name", "shape"), REFUSED)
@@ -77,15 +81,16 @@ def test_what_a_format_cannot_hold_is_refused(name: str, shape: str, tmp_path: P
         find("tables", name).write(np.ones((rows, dim), np.float32), tmp_path, find("tables", name).Config(dim))
 
 
-@pytest.mark.parametrize("name", FORMATS)
-def test_the_largest_products_do_not_saturate(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "settings"), STORED, ids=str)
+def test_the_largest_products_do_not_saturate(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
     """Integer products that overflow 16 bits are cut off by processors without VNNI, and the ranking is gone."""
     vectors = np.linspace(1.0, 2.0, 32, dtype=np.float32)[:, None] * np.ones((32, 32), np.float32)
     if np.array_equal(vectors_of(name, (32, 32), tmp_path), np.eye(32)):
         vectors = np.eye(32, dtype=np.float32)
     query = np.full((1, 32), 3.0, np.float32)
     exact = query @ vectors.T
-    np.testing.assert_allclose(stored(name, vectors, tmp_path).scores(query), exact, rtol=ERRORS.get(name, ERROR))
+    scores = stored(name, vectors, tmp_path, **settings).scores(query)
+    np.testing.assert_allclose(scores, exact, rtol=ERRORS.get(name, ERROR))
 
 
 def test_scores_are_near_the_exact_ones(case: Case) -> None:
@@ -137,8 +142,8 @@ def test_zeros_score_zero(case: Case) -> None:
     assert not scores[:, ~vectors.any(axis=1)].any(), "a row of zeros"
 
 
-@pytest.mark.parametrize("name", FORMATS)
-def test_the_ranking_survives_storage(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "settings"), STORED, ids=str)
+def test_the_ranking_survives_storage(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
     vectors = vectors_of(name, (40, 8), tmp_path)
     direction = np.random.default_rng(2).standard_normal(vectors.shape[1]).astype(np.float32)
     if not np.array_equal(vectors, np.eye(len(vectors))):
@@ -146,18 +151,19 @@ def test_the_ranking_survives_storage(name: str, tmp_path: Path) -> None:
         order = np.random.default_rng(3).permutation(40)
         vectors = direction / (direction @ direction) * (1.0 + order[:, None]).astype(np.float32)
     wanted = top_k(vectors @ direction, 10)[0]
-    assert top_k(stored(name, vectors, tmp_path).scores(direction[None])[0], 10)[0].tolist() == wanted.tolist()
+    scores = stored(name, vectors, tmp_path, **settings).scores(direction[None])[0]
+    assert top_k(scores, 10)[0].tolist() == wanted.tolist()
 
 
-@pytest.mark.parametrize("name", FORMATS)
-def test_equal_rows_score_equally(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "settings"), STORED, ids=str)
+def test_equal_rows_score_equally(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
     vectors = vectors_of(name, (16, 4), tmp_path)
     if np.array_equal(vectors, np.eye(len(vectors))):
         query = np.ones((1, len(vectors)), np.float32)
     else:
         vectors[:] = vectors[0]
         query = np.array([[0.3, -1, 2, 0.7]], np.float32)
-    rows, scores = top_k(stored(name, vectors, tmp_path).scores(query)[0], 5)
+    rows, scores = top_k(stored(name, vectors, tmp_path, **settings).scores(query)[0], 5)
     assert rows.tolist() == [0, 1, 2, 3, 4]
     assert len(set(scores.tolist())) == 1
 
@@ -178,6 +184,34 @@ def test_int8_rows_are_within_half_a_step(tmp_path: Path) -> None:
     half_a_step = np.abs(vectors).max(axis=1, keepdims=True) / 254
     assert (np.abs(rows - vectors) <= half_a_step * 1.001).all()
     np.testing.assert_allclose(np.abs(rows).max(axis=1), np.abs(vectors).max(axis=1), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "steps"), [("int8", 255), ("int4", 15)])
+def test_asymmetric_rows_are_within_half_a_step_of_their_own_range(name: str, steps: int, tmp_path: Path) -> None:
+    """From the least number to the largest, 0 among them, whichever side of it these are."""
+    vectors = np.random.default_rng(0).standard_normal((30, 16)).astype(np.float32)
+    vectors += np.linspace(-5, 5, 30, dtype=np.float32)[:, None]
+    table = stored(name, vectors, tmp_path, asymmetric=True)
+    low, high = vectors.min(axis=1).clip(max=0), vectors.max(axis=1).clip(min=0)
+    half_a_step = (high - low)[:, None] / (2 * steps)
+    assert (np.abs(table.rows(np.arange(30)) - vectors) <= half_a_step * 1.001).all()
+    np.testing.assert_array_equal(table.rows(np.arange(30)), table.matrix())
+
+
+@pytest.mark.parametrize(("name", "more"), [("int8", 1), ("int4", 2)])
+def test_leaning_rows_lose_less_with_a_zero_point_each(name: str, more: int, tmp_path: Path) -> None:
+    """Nearly all numbers on one side of 0, as behind a ReLU: half of the steps of a symmetric row stand for nothing. A zero
+    point is a byte a row, or half a byte for each of 3 blocks, rounded up."""
+    vectors = np.random.default_rng(0).gamma(2.0, 1.0, (200, 80)).astype(np.float32) - 0.3
+    lost, sizes = [], []
+    for settings in ({}, {"asymmetric": True}):
+        table = stored(name, vectors, tmp_path, **settings)
+        lost.append(float(np.square(table.matrix() - vectors).mean()))
+        sizes.append(sum(path.stat().st_size for path in (tmp_path / "table").glob("*.bin")))
+        if settings == {}:
+            assert not (tmp_path / "table" / "zeros.bin").exists()
+    assert lost[1] < 0.4 * lost[0]
+    assert sizes[1] - sizes[0] == more * len(vectors)
 
 
 def test_the_identity_refuses_other_vectors(tmp_path: Path) -> None:

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
 import toys
-from recfit import models
+from recfit import models, open_bundle
 from recfit.bundle import open_files
+from recfit.models._codes import CodedTable  # noqa: PLC2701
 from recfit.pipeline import Pipeline, Stage
 from recfit.registry import find
 from recfit.techniques import Context, applied, codes, make
-from recfit.types import ConfigError, Unsupported
+from recfit.types import ConfigError, Request, Unsupported
 
 Exported = Callable[[Pipeline], Path]
 
-SASREC, NEUMF, EASE = (toys.original(kind) for kind in ("sasrec", "neumf", "ease"))
+SASREC, NEUMF, EASE, TOWERS = (toys.original(kind) for kind in ("sasrec", "neumf", "ease", "two_tower"))
 DESCRIBED = Pipeline(Stage(toys.trained("mlp", toys.SHAPES["mlp"][1])))
 DIM = 16
 
@@ -114,6 +117,24 @@ def test_the_bundle_holds_the_models_own_codes(exported: Exported) -> None:
     assert np.array_equal(held & 15, sub_ids[:, 0::2])
 
 
+@pytest.mark.parametrize("original", [SASREC, DESCRIBED], ids=["sasrec", "mlp"])
+def test_narrow_vectors_are_made_of_codes_and_widened_as_before(original: Pipeline, exported: Exported) -> None:
+    context = Context(toys.split(), original, toys.FIT)
+    narrow = applied(make("reduce", {"axis": "table_dim", "size": 4, "epochs": 0}), original, context)
+    out = applied(make("codes", {"parts": 2, "codes": 32, "epochs": 0}), narrow, context)
+    model: Any = out.main.model
+    assert (model.config.table_dim, model.config.parts, vectors(out).shape[1]) == (4, 2, 4)
+    lost = [distance(coded, narrow) for coded in (out, coded(narrow, parts=2, codes=32, assign="random"))]
+    assert lost[0] < 0.25 * lost[1]
+    spec = open_files(exported(out)).stages["retrieve"].table
+    assert (spec["format"], spec["dim"], spec["parts"]) == ("pq", 4, 2)
+    again = toys.expected(out, -1, [3, 4, 6])
+    engine = open_bundle(exported(out))
+    ids = toys.around().item_ids
+    asked = Request(history=tuple(ids[row] for row in (3, 4, 6)))
+    np.testing.assert_allclose(engine.score(asked, ids)[again > -np.inf], again[again > -np.inf], rtol=1e-3, atol=1e-3)
+
+
 def test_item_features_become_part_of_the_vectors() -> None:
     out = coded(DESCRIBED, parts=4, codes=32)
     assert not out.main.model.config.features
@@ -126,6 +147,31 @@ def test_the_space_is_turned_without_changing_what_the_model_says() -> None:
     wanted, given = (toys.expected(pipeline, -1, [3, 4, 6]) for pipeline in (SASREC, out))
     alive = wanted > -np.inf
     np.testing.assert_allclose(given[alive], wanted[alive], atol=0.05 * np.ptp(wanted[alive]))
+
+
+def test_two_towers_read_the_history_from_codes_too(exported: Exported) -> None:
+    described = Pipeline(Stage(toys.trained("two_tower", toys.SHAPES["two_tower"][1])))
+    for original in (TOWERS, described):
+        out = coded(original, codes=39)
+        model: Any = out.main.model
+        assert isinstance(model.items, CodedTable)
+        assert isinstance(model.past.items, CodedTable)
+        assert not torch.equal(model.items.sub_ids, model.past.items.sub_ids), "what is read is not what is scored"
+        wanted, given = (toys.expected(pipeline, 3, [3, 4, 6]) for pipeline in (original, out))
+        alive = wanted > -np.inf
+        np.testing.assert_allclose(given[alive], wanted[alive], atol=0.05 * np.ptp(wanted[alive]))
+    assert out.main.model.config.features, "the features of users stay"
+    assert "user_features" in out.main.model.inputs
+    graphs = [onnx.load(exported(part) / "retrieve" / "model.onnx").graph for part in (TOWERS, coded(TOWERS))]
+    rows = [[tuple(part.dims) for part in graph.initializer if toys.N_ITEMS in part.dims] for graph in graphs]
+    assert rows == [[(toys.N_ITEMS, 8)], [(toys.N_ITEMS, 4)]]
+
+
+def test_layers_of_low_rank_are_left_as_they_are() -> None:
+    low = applied(make("low_rank", {"keep": 0.6, "epochs": 0}), SASREC, Context(toys.split(), SASREC, toys.FIT))
+    before, after = (models.as_module(pipeline.main.model).state_dict() for pipeline in (low, coded(low)))
+    assert "blocks.0.query.inner.weight" in before
+    assert all(name.startswith("items.") or torch.equal(part, after[name]) for name, part in before.items())
 
 
 def test_codes_can_be_pruned_and_quantized_further(exported: Exported) -> None:
@@ -148,10 +194,14 @@ def test_a_family_can_be_built_with_codes_and_learns() -> None:
     torch.testing.assert_close(model.items.lookup(history)[0], rows)
 
 
+NARROW = applied(
+    make("reduce", {"axis": "table_dim", "size": 4, "epochs": 0}), SASREC, Context(toys.split(), SASREC, toys.FIT)
+)
 REFUSED: list[tuple[Pipeline, str, Mapping[str, Any], str]] = [
     (NEUMF, "codes", {}, "neumf has no item table that could be made of codes"),
     (EASE, "codes", {}, "ease has no item table that could be made of codes"),
     (SASREC, "codes", {"parts": 5, "codes": 16}, "parts=5 does not divide embedding_dim=16"),
+    (NARROW, "codes", {"parts": 3, "codes": 16}, "parts=3 does not divide table_dim=4"),
     (SASREC, "codes", {"parts": 4, "codes": 40}, "codes=40 for 40 items share nothing; pass fewer"),
     (SASREC, "codes", {"parts": 1, "codes": 16, "assign": "quotient_remainder"}, "tells 256 items apart by 2 parts"),
     (SASREC, "codes", {"parts": 2, "codes": 4, "assign": "quotient_remainder"}, "tells 16 items apart by 2 parts"),
@@ -177,6 +227,7 @@ def test_a_coded_space_is_not_turned() -> None:
     ("options", "sentence"),
     [
         ({"parts": 3}, r"model\.sasrec\.parts = 3 does not divide embedding_dim = 64"),
+        ({"parts": 4, "table_dim": 6}, r"model\.sasrec\.parts = 4 does not divide table_dim = 6"),
         ({"parts": 8, "features": True}, "parts = 8 with features = True; codes hold whole vectors"),
         ({"parts": 8, "codes": 257}, "codes = 257 is outside 2 to 256"),
     ],
@@ -184,6 +235,18 @@ def test_a_coded_space_is_not_turned() -> None:
 def test_a_model_of_impossible_codes_is_refused(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         toys.untrained("sasrec", options)
+
+
+def test_codes_take_the_features_of_users_beside_them_alone() -> None:
+    bare = replace(models.catalogue_of(toys.split()), user_features=None)
+    options = {"embedding_dim": 8, "parts": 2, "features": True}
+    with pytest.raises(
+        ConfigError, match=r"model\.two_tower\.parts = 2 with features = True, and none of users; codes"
+    ):
+        models.build("two_tower", options, bare)
+    assert "user_features" in toys.untrained("two_tower", options).inputs
+    with pytest.raises(ConfigError, match=r"parts = 2 with widths = \(4,\); codes hold whole vectors"):
+        toys.untrained("two_tower", {"embedding_dim": 8, "parts": 2, "widths": [4]})
 
 
 def test_a_wrong_assignment_is_answered_with_what_is_allowed() -> None:

@@ -141,7 +141,7 @@ def test_an_original_that_knows_its_data_by_heart_teaches_nothing(shuffled: bool
     known = replace(split, validation=Queries(np.arange(split.n_users, dtype=np.int32), *last))
     replace(context, split=known).train(model)  # which keeps the epoch that knows them best
     assert by_heart(context) == shuffled
-    assert (lesson(context) is None) == shuffled
+    assert (lesson(context, model) is None) == shuffled
     (variants,) = techniques.available(["distill"])
     assert {(step.alpha, step.beta) for step in variants(context)} == {  # type: ignore[attr-defined]
         (0.0, 1.0) if shuffled else (0.7, 0.3)
@@ -180,6 +180,55 @@ def test_answers_are_proposed_where_they_are_cheap() -> None:
         assert {step.cache for step in variants(context_of(pipeline))} == {count}  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        (
+            {"embedding_dim": 32, "hidden": 64, "top": 32, "max_history": 20},
+            {"embedding_dim": 32, "hidden": 64, "users": False, "max_history": 20},
+        ),
+        ({"embedding_dim": 16, "hidden": 32}, {"embedding_dim": 16, "hidden": 32, "users": True, "max_history": 0}),
+        (
+            {"users": False, "features": True, "without": ["age"]},
+            {
+                "embedding_dim": 32,
+                "hidden": 64,
+                "users": False,
+                "max_history": 0,
+                "features": True,
+                "without": ["age"],
+            },
+        ),
+    ],
+)
+def test_two_towers_in_a_rankers_place_read_what_it_reads(options: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """The first as the recipe of docs/seeds.md has it."""
+    ranker = toys.untrained("neumf", options)
+    assert students(ranker)[0] == ("two_tower", wanted)
+    towers = toys.untrained("two_tower", wanted)
+    assert set(towers.inputs) == set(ranker.inputs) - ({"user"} if "history" in ranker.inputs else set())
+
+
+@pytest.mark.parametrize(("minutes", "taught"), [(0.0, True), (0.5, True), (1e-6, False)])
+def test_two_towers_are_taught_where_a_rankers_answers_take_no_longer_than_a_training(
+    minutes: float, taught: bool
+) -> None:
+    """NeuMF that reads a history is asked for every event; without, for every user. Labels alone teach them anyhow."""
+    pipeline = Pipeline(Stage(toys.untrained("neumf", {**toys.SHAPES["neumf"][0], "max_history": 5})))
+    context = Context(toys.split(), pipeline, replace(toys.FIT, max_minutes=minutes))
+    found = {name: techniques.available([name])[0](context) for name in ("distill", "simplify")}
+    caches = {step.kind: step.cache for step in found["distill"]}  # type: ignore[attr-defined]
+    assert caches == {"sasrec": 0, "mlp": 0} | ({"two_tower": 100} if taught else {})
+    assert "two_tower" in [step.kind for step in found["simplify"]]  # type: ignore[attr-defined]
+
+
+def test_a_ranker_of_the_users_own_is_offered_two_towers_too() -> None:
+    kind, options = students(toys.untrained("custom", toys.SHAPES["custom"][1]))[0]
+    assert kind == "two_tower"
+    assert options == {"embedding_dim": 64, "hidden": 128, "users": False, "max_history": 5}
+    assert "two_tower" not in dict(students(SASREC.main.model))
+
+
 @pytest.mark.parametrize(("layers", "windows"), [(1, []), (2, []), (4, [2]), (10, [2])])
 def test_a_deep_original_is_offered_a_narrow_student_with_a_window(layers: int, windows: list[int]) -> None:
     original = toys.untrained("sasrec", {**toys.SHAPES["sasrec"][0], "layers": layers})
@@ -197,10 +246,46 @@ def test_a_ranker_teaches_a_factorization() -> None:
     assert model.inputs == ("user",)
 
 
-def test_a_ranker_is_fine_tuned_without_a_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+REPAIRS: list[tuple[str, dict[str, Any]]] = [
+    ("prune", {"axis": "hidden"}),
+    ("reduce", {"size": 2}),
+    ("sparsify", {}),
+    ("low_rank", {}),
+    ("qat", {}),
+]
+
+
+@pytest.mark.parametrize(("technique", "settings"), REPAIRS, ids=[name for name, _ in REPAIRS])
+def test_a_ranker_that_is_fine_tuned_asks_the_original(
+    monkeypatch: pytest.MonkeyPatch, technique: str, settings: dict[str, Any]
+) -> None:
+    """For the candidates of each batch (`cache` 0): answers over the catalogue would cost a scan for every event."""
     calls = spied(monkeypatch)
-    make("prune", {"axis": "hidden"}).apply(NEUMF, context_of(NEUMF))
+    make(technique, settings).apply(NEUMF, context_of(NEUMF))
+    assert [(call["teacher"].teacher, call["teacher"].cache) for call in calls] == [(NEUMF.main.model, 0)]
+
+
+@pytest.mark.parametrize("original", [SASREC, ALS], ids=["sasrec", "als"])
+def test_a_ranker_that_an_encoder_would_teach_learns_from_labels(
+    monkeypatch: pytest.MonkeyPatch, original: Pipeline
+) -> None:
+    calls = spied(monkeypatch)
+    make("prune", {"axis": "hidden"}).apply(NEUMF, context_of(original))
     assert [call["teacher"] for call in calls] == [None]
+
+
+@pytest.mark.parametrize(("technique", "settings"), REPAIRS, ids=[name for name, _ in REPAIRS])
+def test_structure_alone_asks_no_ranker(
+    monkeypatch: pytest.MonkeyPatch, technique: str, settings: dict[str, Any]
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("asked")
+
+    monkeypatch.setattr(NEUMF.main.model, "score", refuse)
+    out = make(technique, settings).apply(NEUMF, context_of(NEUMF, structure_only=True))
+    assert out.main.model is not NEUMF.main.model
+    with pytest.raises(AssertionError, match="asked"):
+        make(technique, settings).apply(NEUMF, context_of(NEUMF))
 
 
 def test_a_solved_model_is_cut_not_solved_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ SHAPES: Mapping[str, dict[str, Any]] = {
     "sasrec": {"layers": 2, "embedding_dim": 16, "heads": 2, "ffn": 24, "max_history": 9},
     "mlp": {"embedding_dim": 16, "hidden": 24, "max_history": 9},
     "neumf": {"embedding_dim": 16, "hidden": 24, "top": 12},
+    "two_tower": {"embedding_dim": 16, "hidden": 24, "max_history": 9},
 }
 
 
@@ -155,6 +156,9 @@ def test_what_has_no_layers_or_would_not_shrink_is_refused() -> None:
     als = toys.original("als")
     with pytest.raises(Unsupported, match="als has no linear layers that its config can make low-rank"):
         applied(make("low_rank", {}), als, context_of(als))
+    factors = Pipeline(Stage(toys.trained("two_tower", toys.SHAPES["two_tower"][2])))
+    with pytest.raises(Unsupported, match="two_tower has no linear layers that its config can make low-rank"):
+        applied(make("low_rank", {}), factors, context_of(factors))
     with pytest.raises(Unsupported, match=r"keep=1.0 by budget makes no layer of sasrec smaller; pass a lower keep"):
         cut("sasrec", keep=1.0)
 

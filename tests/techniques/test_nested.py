@@ -94,6 +94,41 @@ def test_a_narrow_table_keeps_the_scores_of_requests_better_than_principal_axes_
             assert error(small.items.widen(small.item_vectors())) < 0.9 * error(projected)
 
 
+@pytest.mark.parametrize("axis", ["table_dim", "embedding_dim"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_energy_counts_the_components_that_hold_it(kind: str, axis: str) -> None:
+    model: Any = toys.untrained(kind, toys.SHAPES[kind][0])
+    width = model.axes()[axis]
+    draws = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        factor, mixed = (torch.randn(*size, generator=draws) for size in ((toys.N_ITEMS, 3), (3, width)))
+        model.items.weight.copy_(factor @ mixed)
+    pipeline, sizes = Pipeline(Stage(model)), []
+    for energy in (0.3, 0.6, 0.8):
+        out = applied(make("reduce", {"axis": axis, "energy": energy, "epochs": 0}), pipeline, context_of(pipeline))
+        sizes.append(out.main.model.axes()["table_dim"])
+    assert sizes == sorted(sizes)
+    assert sizes[0] < sizes[-1] < width
+    if axis == "table_dim":
+        step = make("reduce", {"axis": axis, "energy": 0.999999, "epochs": 0})
+        assert applied(step, pipeline, context_of(pipeline)).main.model.axes()["table_dim"] == 3, (
+            "the rank of the table"
+        )
+    with pytest.raises(Unsupported, match=rf"energy=1.0 needs all {width} of {axis}; pass less"):
+        applied(make("reduce", {"axis": axis, "energy": 1.0}), toys.original(kind), context_of(toys.original(kind)))
+
+
+def test_energy_is_of_components() -> None:
+    pipeline = toys.original("sasrec")
+    step = make("reduce", {"axis": "history_length", "energy": 0.5})
+    with pytest.raises(
+        Unsupported, match=r"energy=0\.5 has no components of 'history_length' of sasrec to count; pass a size"
+    ):
+        applied(step, pipeline, context_of(pipeline))
+    with pytest.raises(ConfigError, match=r"technique.reduce.energy = 1.5 is outside 0 to 1"):
+        make("reduce", {"energy": 1.5})
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_other_axes_can_still_be_cut(kind: str) -> None:
     model = toys.original(kind).main.model
@@ -125,6 +160,18 @@ def test_a_nested_mlp_may_lose_the_columns_of_its_layers_too() -> None:
     small = [cut(model, axis, 4, toys.split()) for axis in ("table_dim", "embedding_dim")]
     torch.testing.assert_close(scores(small[1]), scores(small[0]))
     assert small[1].config.embedding_dim == 4
+
+
+def test_nested_towers_answer_at_the_front_as_they_were_trained() -> None:
+    """Users, histories and items together are cut: a request is not told more than the items can tell apart."""
+    model: Any = nested("two_tower", widths=[4, 2])
+    model.items.limit = 4
+    wanted = scores(model)
+    model.items.limit = None
+    small = cut(model, "embedding_dim", 4, toys.split())
+    torch.testing.assert_close(scores(small), wanted)
+    assert not torch.allclose(scores(model), wanted)
+    assert (small.config.embedding_dim, small.config.widths) == (4, (2,))
 
 
 def test_nested_training_is_better_where_it_is_narrow() -> None:

@@ -13,7 +13,7 @@ import torch
 
 import toys
 from recfit import models
-from recfit.graphs import layers
+from recfit.graphs import int8, layers
 from recfit.pipeline import Pipeline
 from recfit.runtimes import ort
 from recfit.techniques import Context, make
@@ -25,21 +25,24 @@ SASREC, MLP = toys.original("sasrec"), toys.original("mlp")
 
 
 @pytest.mark.parametrize("pipeline", [SASREC, MLP], ids=["sasrec", "mlp"])
-def test_training_computes_what_will_be_served(pipeline: Pipeline, exported: Exported) -> None:
+@pytest.mark.parametrize("weights", ["symmetric", "asymmetric"])
+@pytest.mark.parametrize("per", ["channel", "tensor"])
+def test_training_computes_what_will_be_served(pipeline: Pipeline, weights: str, per: str, exported: Exported) -> None:
     model, float32 = pipeline.main.model, exported(pipeline) / "retrieve" / "model.onnx"
     no_linear = [
         layer.name
         for layer in layers(onnx.load(float32).graph)
         if layer.op == "Gather" or len(layer.shape) > 2  # looked-up rows and stacks of matrices
     ]
-    stored = replace(pipeline.main, graph="int8", graph_options={"skip": no_linear})
+    options = {"per": per, "weights": weights}
+    stored = replace(pipeline.main, graph="int8", graph_options={**options, "skip": no_linear})
     path = exported(Pipeline(stored)) / "retrieve" / "model.onnx"
     history = torch.tensor([[3, 9, 4, 17, 22]])
     vectors = models.as_module(model).items.lookup(history).detach()  # type: ignore[operator, union-attr]
     served = ort.session(path).run(None, {"history": history.numpy(), "vectors": vectors.numpy()})[0]
     with torch.no_grad():
         exact = model.encode_vectors(history, vectors).numpy()  # type: ignore[attr-defined]
-        with rounding(model):
+        with rounding(model, int8.Config(**options)):
             seen = model.encode_vectors(history, vectors).numpy()  # type: ignore[attr-defined]
         again = model.encode_vectors(history, vectors).numpy()  # type: ignore[attr-defined]
     np.testing.assert_array_equal(again, exact)
@@ -52,7 +55,7 @@ def test_gradients_pass_the_rounding() -> None:
     layer(given).square().sum().backward()
     assert given.grad is not None
     plain, given.grad = given.grad.clone(), None
-    with rounding(layer):  # type: ignore[arg-type]
+    with rounding(layer, int8.Config()):  # type: ignore[arg-type]
         layer(given).square().sum().backward()
     torch.testing.assert_close(given.grad, plain, rtol=0.1, atol=0.05)
 
@@ -76,7 +79,8 @@ def test_the_rounding_is_learned_from(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.append(layer(torch.eye(layer.in_features)).detach() - layer.weight.detach().T)
 
     monkeypatch.setattr("recfit.techniques.train", note)
-    out = make("qat", {"table": "int4"}).apply(SASREC, Context(toys.split(), SASREC, toys.FIT))
+    step = make("qat", {"table": "int4", "graph_options": {"per": "tensor"}})
+    out = step.apply(SASREC, Context(toys.split(), SASREC, toys.FIT))
     assert 0 < float(seen[0].abs().max()) < 0.02
-    assert (out.main.graph, out.main.table) == ("int8", "int4")
+    assert (out.main.graph, out.main.table, out.main.graph_options) == ("int8", "int4", {"per": "tensor"})
     assert models.fingerprint(out.main.model) == models.fingerprint(SASREC.main.model)

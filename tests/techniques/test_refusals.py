@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,7 @@ from recfit.pipeline import Pipeline, RuntimePlan, Stage
 from recfit.techniques import Context, applied, available, describe, make, quantize
 from recfit.types import ConfigError, Unsupported
 
-SASREC, NEUMF, EASE, ALS = (toys.original(kind) for kind in ("sasrec", "neumf", "ease", "als"))
+SASREC, NEUMF, EASE, ALS, TOWERS = (toys.original(kind) for kind in ("sasrec", "neumf", "ease", "als", "two_tower"))
 INT8 = Pipeline(replace(SASREC.main, graph="int8", table="int8"))
 EAGER = replace(SASREC, runtime=RuntimePlan("torch"))
 SMALL = replace(SASREC, runtime=RuntimePlan("numpy"))
@@ -29,10 +30,29 @@ def context_of(pipeline: Pipeline, **changes: Any) -> Context:
 REFUSED: list[tuple[Pipeline, str, Mapping[str, Any], str]] = [
     (SASREC, "prune", {"axis": "ffn", "keep": 1.0}, "keep=1.0 of 24 ffn removes nothing; pass keep < 0.98"),
     (SASREC, "prune", {"axis": "fnn"}, "sasrec has no axis 'fnn'; it has: layers, heads"),
+    (
+        SASREC,
+        "prune",
+        {"axis": "layers", "scope": "global"},
+        "layers of sasrec are compared as a whole anyway; leave out",
+    ),
+    (
+        NEUMF,
+        "prune",
+        {"axis": "hidden", "scope": "global"},
+        "hidden of neumf are compared as a whole anyway; leave out",
+    ),
     (EASE, "prune", {"axis": "ffn"}, "ease has no axis 'ffn'; it has: none"),
     (SASREC, "reduce", {"size": 16}, "size=16 is not below the 16 of embedding_dim; pass size <= 15"),
     (SASREC, "reduce", {"axis": "features", "size": 1}, "sasrec has no axis 'features'"),
     (NEUMF, "reduce", {"axis": "history_length", "size": 1}, "neumf has no axis 'history_length'"),
+    (
+        ALS,
+        "reduce",
+        {"axis": "table_dim", "size": 4},
+        "als has no table narrower than itself; pass axis='embedding_dim'",
+    ),
+    (TOWERS, "reduce", {"axis": "table_dim", "size": 4}, "two_tower has no table narrower than itself; pass axis="),
     (SASREC, "distill", {"kind": "ease"}, "ease is solved in closed form and cannot learn a teacher's scores"),
     (EAGER, "quantize", {}, "torch runs no graph of format int8 and no stage in fewer bits; change the runtime first"),
     (EAGER, "quantize", {"graph": "float32"}, "torch runs no graph of format float32 and no stage in fewer bits"),
@@ -48,9 +68,31 @@ REFUSED: list[tuple[Pipeline, str, Mapping[str, Any], str]] = [
     (INT8, "quantize", {}, r"quantize\(\) changed nothing here; leave it out of the recipe"),
     (INT8, "runtime", {"name": "torch"}, "PyTorch runs the float32 model as it is"),
     (INT8, "runtime", {"name": "numpy"}, "numpy runs no int8 graph; leave out quantize's, or keep name='ort'"),
-    (SASREC, "runtime", {"name": "torch", "graph": "basic"}, "torch has one way to run a graph; leave out graph"),
-    (SASREC, "runtime", {"name": "numpy", "graph": "none"}, "numpy has one way to run a graph; leave out graph"),
-    (SASREC, "runtime", {"name": "openvino", "graph": "basic"}, "openvino has one way to run a graph"),
+    (
+        SASREC,
+        "runtime",
+        {"name": "torch", "graph": "basic"},
+        "torch has no graph; leave it out, or take name='fused' or",
+    ),
+    (
+        SASREC,
+        "runtime",
+        {"name": "numpy", "graph": "none"},
+        "numpy has no graph; leave it out, or take name='fused' or",
+    ),
+    (SASREC, "runtime", {"name": "openvino", "graph": "basic"}, "openvino has no graph; leave it out"),
+    *(
+        (
+            SASREC,
+            "runtime",
+            {"name": name, "threads": 2, setting: value},
+            f"{name} has no {setting}; .*'fused' or 'ort'",
+        )
+        for name in ("numpy", "openvino", "torch")
+        for setting, value in (("arena", False), ("spinning", True))
+    ),
+    (SASREC, "runtime", {"compile": True}, "ort has no compile; leave it out, or take name='torch'"),
+    (SASREC, "runtime", {"name": "fused", "spinning": True}, "one thread waits for no other; leave out spinning, or"),
     (SASREC, "runtime", {}, r"runtime\(\) changed nothing here"),
     (TWO, "two_stage", {"retriever": "ease"}, "this pipeline already has two stages"),
     (SASREC, "two_stage", {"retriever": "als", "candidates": 40}, "candidates=40 is the whole catalogue of 40 items"),
@@ -108,6 +150,7 @@ WRONG = [
     ("prune", {"axis": "ffn", "keep": 0.0}, "technique.prune.keep = 0.0 is outside"),
     ("prune", {"axis": "ffn", "keep": -0.5}, "keep = -0.5 is outside"),
     ("prune", {"axis": "ffn", "epochs": -1}, "epochs = -1 is outside"),
+    ("prune", {"axis": "ffn", "scope": "model"}, "technique.prune.scope = 'model'; allowed: layer, global"),
     ("prune", {"axis": "ffn", "rounds": 0}, "technique.prune.rounds = 0 is outside 1 to"),
     ("reduce", {"size": 0}, "technique.reduce.size = 0 is outside 1 to"),
     ("cache", {"share": 0.0}, "share = 0.0 is outside"),
@@ -135,13 +178,22 @@ WRONG = [
     ("runtime", {"threads": -1}, "threads = -1 is outside 0 to"),
     ("runtime", {"name": "openvno"}, "technique.runtime.name = 'openvno'.*; allowed: .*numpy, .*ort"),
     ("runtime", {"graph": "most"}, "allowed: none, basic, extended, all"),
+    ("runtime", {"arena": 1}, "technique.runtime.arena = 1; it must be true or false"),
+    ("runtime", {"spinning": "yes"}, "technique.runtime.spinning = 'yes'; it must be true or false"),
     ("quantize", {"graph": True}, "technique.quantize.graph = True; it must be a text in quotes"),
     (
         "quantize",
         {"graph": "int9"},
         r"technique.quantize.graph = 'int9' \(did you mean 'int8'\?\); allowed: codebook, float32",
     ),
-    ("quantize", {"graph_options": {"bits": 3}}, "graph.int8 has no setting 'bits'; allowed: per, skip"),
+    ("quantize", {"graph_options": {"bits": 3}}, "graph.int8 has no setting 'bits'; allowed: per, weights, skip"),
+    (
+        "quantize",
+        {"graph_options": {"weights": "asymetric"}},
+        r"graph.int8.weights = 'asymetric' \(did you mean 'asymmetric'\?\); allowed: symmetric, asymmetric",
+    ),
+    ("qat", {"graph_options": {"per": "row"}}, "graph.int8.per = 'row'; allowed: channel, tensor"),
+    ("qat", {"graph_options": {"skip": ["up"]}}, "graph_options.skip: all linear layers learn; leave it out"),
     ("quantize", {"restore": "all"}, "restore = 'all'; allowed: \"auto\", or a number from 0"),
     ("quantize", {"restore": -1}, 'restore = -1; allowed: "auto", or a number from 0'),
     ("quantize", {"restore": 1.5}, "restore = 1.5; it must be a whole number"),
@@ -152,7 +204,8 @@ WRONG = [
         r"table_options has no setting 'part' \(did you mean 'parts'",
     ),
     ("quantize", {"table": "pq", "table_options": {"codes": 300}}, "codes = 300; give 1 part or more, 2 to 256 codes"),
-    ("quantize", {"table_options": {"block": 16}}, "table_options has no setting 'block'; allowed: dim"),
+    ("quantize", {"table_options": {"block": 16}}, "table_options has no setting 'block'; allowed: dim, asymmetric"),
+    ("quantize", {"table_options": {"asymmetric": 1}}, "table_options.asymmetric = 1; it must be true or false"),
     ("low_rank", {"by": "luck"}, "technique.low_rank.by = 'luck'; allowed: budget, energy"),
     ("low_rank", {"keep": 0}, "technique.low_rank.keep = 0.0 is outside"),
     ("matryoshka", {"epochs": 0}, "technique.matryoshka.epochs = 0 is outside 1 to"),
@@ -195,21 +248,58 @@ def test_a_description_shows_what_is_not_default() -> None:
     assert describe(student) == "distill(sasrec, 1 x 64, alpha=0.5)"
 
 
-def test_nothing_is_proposed_that_does_not_fit() -> None:
-    """On an original without an item table, quantize proposes the graph alone."""
-    for pipeline, count in ((SASREC, 5), (NEUMF, 2), (EASE, 2)):
-        (variants,) = available(["quantize"])
-        assert len(variants(context_of(pipeline))) == count
-        for step in variants(context_of(pipeline)):
-            applied(step, pipeline, context_of(pipeline))
+# What quantize proposes of each original, a graph of any size taken for a large one or not.
+SMALL_GRAPH = ["quantize()", "quantize(graph=float32)", "quantize(table=int4)"]
+LARGE_GRAPH = [
+    *SMALL_GRAPH[:2],
+    "quantize(graph=int4)",
+    "quantize(restore=auto)",
+    "quantize(graph=int4, restore=auto)",
+    "quantize(table=int4)",
+    "quantize(graph=int8_static)",
+]
+NO_TABLE = ["quantize()", "quantize(graph=codebook)"]
+PROPOSED: list[tuple[Pipeline, bool, list[str]]] = [
+    (SASREC, False, SMALL_GRAPH),
+    (SASREC, True, LARGE_GRAPH),
+    (ALS, True, SMALL_GRAPH),
+    (NEUMF, False, NO_TABLE),
+    (NEUMF, True, [*NO_TABLE, *LARGE_GRAPH[2:5], LARGE_GRAPH[6]]),
+    (EASE, True, NO_TABLE),
+]
+
+
+@pytest.mark.parametrize(("pipeline", "large", "names"), PROPOSED, ids=str)
+def test_nothing_is_proposed_that_does_not_fit(
+    pipeline: Pipeline, large: bool, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On an original without an item table, quantize proposes the graph alone; few bits and restored layers where there are
+    linear layers of some size."""
+    if large:
+        monkeypatch.setattr(quantize, "LARGE", 1)
+    (variants,) = available(["quantize"])
+    steps = variants(context_of(pipeline))
+    assert [describe(step) for step in steps] == names
+    for step in steps:
+        applied(step, pipeline, context_of(pipeline, structure_only=True))
 
 
 def test_product_quantization_is_proposed_for_large_catalogues_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantize, "CODED_ITEMS", 40)
+    monkeypatch.setattr(quantize, "LARGE", 1)
     (variants,) = available(["quantize"])
-    found = [step.table_options for step in variants(context_of(SASREC)) if step.table == "pq"]  # type: ignore[attr-defined]
-    assert found == [{"parts": 4}, {"parts": 2}]
+    steps = variants(context_of(SASREC))
+    assert [step.table_options for step in steps if step.table == "pq"] == [{"parts": 4}]  # type: ignore[attr-defined]
+    assert len(steps) == 8
     assert not [step for step in variants(context_of(EASE)) if step.table == "pq"]  # type: ignore[attr-defined]
+
+
+def test_layers_are_restored_until_the_budgets_limit_on_quality_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantize, "LARGE", 1)
+    (variants,) = available(["quantize"])
+    found = [step for step in variants(context_of(SASREC, tolerance=0.05)) if step.restore == "auto"]  # type: ignore[attr-defined]
+    assert [step.tolerance for step in found] == [0.05, 0.05]  # type: ignore[attr-defined]
+    assert {step.graph for step in found} == {"int8", "int4"}  # type: ignore[attr-defined]
 
 
 def test_table_options_reach_the_stage() -> None:
@@ -255,3 +345,57 @@ def test_what_is_not_one_graph_is_refused_before_it_is_built(kind: str, steps: A
         pipeline = applied(make(name, settings), pipeline, context)
     with pytest.raises(Unsupported, match=sentence):
         applied(make("runtime", {"name": "fused"}), pipeline, context)
+
+
+def test_item_vectors_are_cut_to_what_keeps_their_quality_and_narrow_ones_not_at_all() -> None:
+    (variants,) = available(["reduce"])
+
+    def sizes(**options: int) -> list[int]:
+        pipeline = Pipeline(Stage(toys.untrained("sasrec", {"layers": 1, "heads": 2, "ffn": 8, **options})))
+        return [step.size for step in variants(context_of(pipeline)) if step.axis == "table_dim"]  # type: ignore[attr-defined]
+
+    assert sizes(embedding_dim=256) == [64]
+    assert sizes(embedding_dim=64) == [32]
+    assert sizes(embedding_dim=32) == []
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_threads_spin_only_where_there_are_two(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    [variants] = available(["runtime"])
+    found = [describe(step) for step in variants(context_of(SASREC))]
+    assert ("runtime(threads=2, spinning=True)" in found) == (cores == 2)
+    assert not [name for name in found if "compile" in name]
+
+
+@pytest.mark.parametrize(("pipeline", "name"), [(SASREC, "fused"), (NEUMF, "ort")])
+def test_memory_is_given_back_where_there_is_much(
+    pipeline: Pipeline, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A study measures memory after requests one at a time, which leave little of a small catalogue."""
+    [variants] = available(["runtime"])
+    for many, proposed in ((40, []), (39, [name])):
+        monkeypatch.setattr("recfit.techniques.runtime.MANY", many)
+        found = variants(context_of(pipeline))
+        assert [step.name for step in found if not step.arena] == proposed  # type: ignore[attr-defined]
+
+
+def test_nothing_is_compiled_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = make("runtime", {"name": "torch", "compile": True})
+    monkeypatch.setenv("CXX", sys.executable)
+    assert applied(step, SASREC, context_of(SASREC)).runtime == RuntimePlan("torch", options={"compile": True})
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(
+        Unsupported, match=r"needs a C\+\+ compiler and there is no 'no-such-compiler'; install it, name"
+    ):
+        applied(step, SASREC, context_of(SASREC))
+
+
+def test_a_bundle_holds_the_settings_that_are_not_the_default() -> None:
+    """So that what was exported before there was a setting is what is exported now."""
+    for settings, options in (
+        ({"name": "fused"}, {}),
+        ({"name": "fused", "graph": "basic", "arena": False}, {"graph": "basic", "arena": False}),
+        ({"threads": 2, "spinning": True, "arena": True}, {"spinning": True}),
+    ):
+        assert applied(make("runtime", settings), SASREC, context_of(SASREC)).runtime.options == options

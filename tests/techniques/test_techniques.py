@@ -1,5 +1,6 @@
-"""Every technique with every variant it proposes, for an encoder and for a ranker as the original. Both are found by
-listing, so a new file or a new variant is tested the moment it exists."""
+"""Every technique with every variant it proposes, for encoders that read a history from their item table and from one of
+its own, and for a ranker as the original. Techniques are found by listing, so a new file or a new variant is tested the
+moment it exists."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from recfit.training import Fit
 from recfit.types import FloatArray, Recommendation, Request
 
 Exported = Callable[[Pipeline], Path]
-ORIGINALS = ("sasrec", "neumf")
+ORIGINALS = ("sasrec", "neumf", "two_tower")
 FIT = Fit(epochs=1, batch_size=64, threads=1, precision="fp32", learning_rate=1e-2)
 USERS, ITEMS, HISTORIES = toys.around().user_ids, toys.around().item_ids, toys.around().histories
 

@@ -96,7 +96,14 @@ def test_a_large_catalogue_is_offered_indexes(monkeypatch: pytest.MonkeyPatch) -
     steps = two_stage.Technique.variants(Context(toys.split(), SASREC, toys.FIT))
     assert [(step.retriever, step.table) for step in steps] == [("itself", name) for name in ("ivf", "hnsw", "pq_scan")]
     rankers = two_stage.Technique.variants(Context(toys.split(), NEUMF, toys.FIT))
-    assert {(step.retriever, step.table) for step in rankers} == {("als", "int8")}
+    assert {(step.retriever, step.table) for step in rankers} == {("als", "int8"), ("two_tower", "int8")}
+
+
+def test_a_ranker_is_offered_two_towers_to_retrieve_and_an_encoder_is_not() -> None:
+    for pipeline, count in ((NEUMF, 1), (SASREC, 0)):
+        steps = two_stage.Technique.variants(Context(toys.split(), pipeline, toys.FIT))
+        assert [step.retriever for step in steps].count("two_tower") == count
+        assert len(steps) <= 4
 
 
 def test_a_fused_graph_refuses_an_index(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ within 0.001 of its AUC.
 FOLDER holds `frappe.validation.libfm` and `frappe.test.libfm` (github.com/hexiangnan/neural_factorization_machine,
 data/frappe): the first is learned from, the second judged by. A request is a user in a context, its columns are its
 features; an app is an item. Clicks are learned from beside random apps, which is how the files' own negatives were made.
-AUC is taken over all rows of the test file, scored by the bundle; intervals are those of a bootstrap over the 957 users.
+AUC is taken over all rows of the test file, scored by the bundle; intervals are those of a bootstrap over its 811 users.
 """
 
 from __future__ import annotations

@@ -46,8 +46,11 @@ def add_commands(commands: Commands) -> None:
     serve.add_argument("--drain-s", type=float, help="seconds from SIGTERM to closing (default: 1)")
 
     text = "say what an A/B test shows, from the log that `recfit serve --exposures` wrote"
-    example = "recfit experiment exposures.db --name student --plan experiments.toml"
+    example = "recfit experiment report exposures.db --name student --plan experiments.toml"
     experiment = add("experiment", experiment_command, text, example)
+    experiment.add_argument(
+        "what", choices=("report",), help="report: lift with intervals, the spread of users, p-values"
+    )
     experiment.add_argument("log", type=Path, help="the exposure log")
     experiment.add_argument("--name", required=True, help="of the experiment")
     experiment.add_argument("--kind", default="click", help="the feedback that counts (default: click)")
@@ -66,6 +69,11 @@ def add_commands(commands: Commands) -> None:
         "--find-max", action="store_true", help="search the highest rate that holds --p99, from --rate on"
     )
     load.add_argument("--p99", type=float, default=5.0, metavar="MS", help="milliseconds (default: 5)")
+    load.add_argument("--key", help="where the server asks for one (`recfit serve --keys`)")
+    load.add_argument(
+        "--ca", metavar="FILE", help="a PEM file of the certificates to trust, for https:// (default: the system's)"
+    )
+    load.add_argument("--insecure", action="store_true", help="trust any certificate")
 
 
 def serve_command(options: Any) -> None:
@@ -101,16 +109,19 @@ def loadtest_command(options: Any) -> None:
     from recfit.data.requests import read_requests
 
     load = loadtest.Load(options.rate, options.seconds, options.connections, options.k)
+    access = loadtest.Access(options.key, options.ca, options.insecure)
     requests, tell = read_requests(options.requests), progress(options)
     tell(loadtest.HEAD)
     if not options.find_max:
-        found = loadtest.run(options.url, requests, load)
+        found = loadtest.run(options.url, requests, load, access)
         tell(loadtest.line(found))
+        found.check()
         say(options, found, f"answered from: {dict(found.sources)}")
         return
     runs = []
-    for found in loadtest.find_most(options.url, requests, load, options.p99):
+    for found in loadtest.find_most(options.url, requests, load, options.p99, access):
         tell(loadtest.line(found))
+        found.check()
         runs.append(found)
     most = max((found.rate for found in runs if found.holds(options.p99)), default=0.0)
     text = (

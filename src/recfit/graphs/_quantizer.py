@@ -14,6 +14,7 @@ from recfit.graphs._layers import Layer, initializer
 from recfit.types import FloatArray
 
 GRANULARITIES = ("channel", "tensor")
+RANGES = ("symmetric", "asymmetric")
 
 
 def named(layers: Sequence[Layer]) -> list[str]:

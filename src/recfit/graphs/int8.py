@@ -1,7 +1,9 @@
 """int8 weights, and activations that are quantized to 8 bits in every run (dynamic): `x w ~ s_x s_w (q_x - z_x) q_w` with
-`s_w = max|w| / 64` (Jacob et al., arXiv 1712.05877, eq. 1-7).
+`s_w = max|w| / 64` (Jacob et al., arXiv 1712.05877, eq. 1-7). Asymmetric weights have a zero point too: `s_w (q_w - z_w)`
+with `s_w = (max(w, 0) - min(w, 0)) / 128`.
 
-Weights of products keep to 7 bits: processors without VNNI add two products of 8 bits in 16, where larger ones saturate.
+Weights of products keep to 7 bits, -64 to 64 either way: processors without VNNI add two products of 8 bits in 16, where
+larger ones saturate; what zero points take off is added up in 32 bits.
 Looked-up rows are 8 bits with a zero point. Stacks of matrices are 8 bits on disk and float32 in a run (`_stacks`).
 """
 
@@ -14,7 +16,7 @@ from typing import Any
 from recfit.graphs import _stacks
 from recfit.graphs._feed import Feed
 from recfit.graphs._layers import Layer, chosen
-from recfit.graphs._quantizer import GRANULARITIES, named, quiet, stored
+from recfit.graphs._quantizer import GRANULARITIES, RANGES, named, quiet, stored
 from recfit.options import check_choice
 from recfit.types import FloatArray
 
@@ -23,13 +25,16 @@ ALONE = True
 
 @dataclass(frozen=True)
 class Config:
-    """Weights of a product share a scale `per` channel of its output, or all of them (`tensor`)."""
+    """Weights of a product share a scale `per` channel of its output, or all of them (`tensor`); their steps go from
+    `-max|w|` to `max|w|`, or from the least to the largest (`asymmetric`)."""
 
     per: str = "channel"
+    weights: str = "symmetric"
     skip: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_choice("graph.int8.per", self.per, GRANULARITIES)
+        check_choice("graph.int8.weights", self.weights, RANGES)
 
 
 def convert(path: Path, config: Config, feed: Feed) -> None:
@@ -48,7 +53,10 @@ def convert(path: Path, config: Config, feed: Feed) -> None:
             reduce_range=True,
             op_types_to_quantize=["MatMul", "Gemm", "Gather"],
             nodes_to_quantize=named(matrices),
-            extra_options={"DefaultTensorType": TensorProto.FLOAT},  # of what comes out of ONNX Runtime's own operators
+            extra_options={
+                "DefaultTensorType": TensorProto.FLOAT,  # of what comes out of ONNX Runtime's own operators
+                "WeightSymmetric": config.weights == "symmetric",
+            },
         )
 
 

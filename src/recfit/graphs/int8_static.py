@@ -15,12 +15,11 @@ from typing import Any
 from recfit.graphs import _stacks
 from recfit.graphs._feed import Feed, Inputs
 from recfit.graphs._layers import Layer, chosen
-from recfit.graphs._quantizer import GRANULARITIES, named, quiet, stored
+from recfit.graphs._quantizer import GRANULARITIES, RANGES, named, quiet, stored
 from recfit.options import check_choice
 from recfit.types import FloatArray
 
 METHODS = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}
-ACTIVATIONS = ("asymmetric", "symmetric")
 PERCENTILE = 99.99
 PRODUCTS = ["MatMul", "Gemm"]
 
@@ -29,17 +28,19 @@ FOLDED = False
 
 @dataclass(frozen=True)
 class Config:
-    """`activations` are 0 to 255 with a zero point of their own, or 128 (`symmetric`); `per` is that of the weights."""
+    """`activations` are 0 to 255 with a zero point of their own, or 128 (`symmetric`); `per` and `weights` as in `int8`."""
 
     calibration: str = "minmax"
     activations: str = "asymmetric"
     per: str = "channel"
+    weights: str = "symmetric"
     skip: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_choice("graph.int8_static.calibration", self.calibration, tuple(METHODS))
-        check_choice("graph.int8_static.activations", self.activations, ACTIVATIONS)
+        check_choice("graph.int8_static.activations", self.activations, RANGES[::-1])
         check_choice("graph.int8_static.per", self.per, GRANULARITIES)
+        check_choice("graph.int8_static.weights", self.weights, RANGES)
 
 
 def convert(path: Path, config: Config, feed: Feed) -> None:
@@ -71,8 +72,21 @@ def convert(path: Path, config: Config, feed: Feed) -> None:
                 "CalibPercentile": PERCENTILE,
                 "CalibStridedMinMax": 1,  # each request has a length of its own
                 "OpTypesToExcludeOutputQuantization": PRODUCTS,  # sums, norms and attention run in float32
+                "TensorQuantOverrides": _ranges(matrices, config),
             },
         )
+
+
+def _ranges(layers: Sequence[Layer], config: Config) -> dict[str, Any]:
+    """What the quantizer is told of each asymmetric weight. It would keep channels symmetric, for a product that gives
+    8 bits; these give float32 and take a zero point for each channel."""
+    if config.weights == "symmetric":
+        return {}
+    return {
+        layer.weight: [{"symmetric": False, **({"axis": layer.channels} if config.per == "channel" else {})}]
+        for layer in layers
+        if layer.op in PRODUCTS
+    }
 
 
 def _declare(graph: Any, layers: Sequence[Layer]) -> None:

@@ -81,17 +81,18 @@ class Model(Protocol):
         ...
 
     def axes(self) -> Mapping[str, int]:
-        """The sizes that `shrink` can reduce, by axis name (`layers, heads, ffn, embedding_dim, ...`)."""
+        """The sizes that `shrink` can reduce, by axis name (`layers, heads, ffn, embedding_dim, ...`); where layers differ,
+        that of the widest."""
         ...
 
     def importance(self, axis: str) -> Tensor:
         """One non-negative number for each unit of `axis`, float [size], or [layers, size] where every layer has units of
-        its own: the root of the sum of squares of the weights that belong to it."""
+        its own: the root of the sum of squares of the weights that belong to it; -1 for what a narrower layer lacks."""
         ...
 
     def shrink(self, axis: str, keep: Tensor) -> Model:
         """A new, really smaller model: `keep` are the unit indices (int64, ascending) of `axis` that stay, [k], or
-        [layers, k] where every layer has units of its own."""
+        [layers, k] where every layer has units of its own, rows of fewer filled up with -1."""
         ...
 
 

@@ -3,6 +3,7 @@ vectors of the sub-ids, which items share (RecJPQ: Petrov and Macdonald, WSDM 20
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,13 +16,16 @@ from recfit.types import ConfigError, Features, Unsupported
 
 
 class CodedTable(nn.Module):
-    """`parts` sub-ids an item, drawn at random as in the paper's control, each a learned vector out of `codes`."""
+    """`parts` sub-ids an item, drawn at random as in the paper's control, each a learned vector out of `codes`. With `rank` > 0
+    they make vectors of so many numbers, which a learned `basis` [rank, dim] widens (see `ItemTable`)."""
 
     sub_ids: Tensor
+    basis: nn.Parameter | None
 
-    def __init__(self, n_items: int, dim: int, std: float, parts: int, codes: int) -> None:
+    def __init__(self, n_items: int, dim: int, std: float, parts: int, codes: int, rank: int = 0) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(parts, codes, dim // parts) * std)
+        self.weight = nn.Parameter(torch.randn(parts, codes, (rank or dim) // parts) * std)
+        self.basis = nn.Parameter(torch.eye(dim)[:rank]) if rank else None
         self.register_buffer("sub_ids", torch.randint(codes, (n_items, parts)).to(torch.uint8))
 
     def vectors(self) -> Tensor:
@@ -43,12 +47,16 @@ class CodedTable(nn.Module):
         return self.weight if self.training else self.weight.half().float()
 
     def widen(self, vectors: Tensor) -> Tensor:
-        """Vectors of the table as the model reads them: as they are."""
-        return vectors
+        """Vectors of the table as the model reads them, [..., dim]."""
+        return vectors if self.basis is None else vectors @ self.basis
 
     def narrow(self, hidden: Tensor) -> Tensor:
-        """What meets the table's vectors: what the model gives."""
-        return hidden
+        """What meets the table's vectors, of what the model gives."""
+        return hidden if self.basis is None else hidden @ self.basis.T
+
+    def front(self, vectors: Tensor) -> Tensor:
+        """Vectors as they are: codes are never trained to do without a part."""
+        return vectors
 
     @property
     def width(self) -> int:
@@ -80,22 +88,23 @@ def copy_items(
 def item_table(n_items: int, config: Any, std: float, described: Features | None) -> ItemTable | CodedTable:
     """The table that `config` (of a family with `parts` and `table_dim`) asks for; `described` are the features it adds."""
     if config.parts:
-        return CodedTable(n_items, config.embedding_dim, std, config.parts, config.codes)
+        return CodedTable(n_items, config.embedding_dim, std, config.parts, config.codes, config.table_dim)
     return ItemTable(n_items, config.embedding_dim, std, described, config.without, config.table_dim)
 
 
-def check_table(where: str, config: Any) -> None:
+def check_table(where: str, config: Any, alone: Sequence[str] = ("features", "widths")) -> None:
     """Raise ConfigError for a table that cannot be: `table_dim` and `widths` beyond the vectors, `parts` that don't divide
-    them, or codes with what they cannot add to or cut."""
+    them, or codes with settings that they stand `alone` without: what they cannot add to or cut."""
     check_ranges(where, config, table_dim=(0, config.embedding_dim), parts=(0, 8192), codes=(2, 256))
     whole = config.table_dim or config.embedding_dim
     if wrong := [width for width in config.widths if not 1 <= width < whole]:
         raise ConfigError(f"{where}.widths has {wrong[0]}; give widths from 1 to {whole - 1}")
     if not config.parts:
         return
-    if config.embedding_dim % config.parts:
-        raise ConfigError(f"{where}.parts = {config.parts} does not divide embedding_dim = {config.embedding_dim}")
-    for name in ("features", "table_dim", "widths"):
+    if whole % config.parts:
+        name = "table_dim" if config.table_dim else "embedding_dim"
+        raise ConfigError(f"{where}.parts = {config.parts} does not divide {name} = {whole}")
+    for name in alone:
         if value := getattr(config, name):
             raise ConfigError(
                 f"{where}.parts = {config.parts} with {name} = {value}; codes hold whole vectors, leave it out"

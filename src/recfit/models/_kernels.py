@@ -48,6 +48,8 @@ def shifted(line: Tensor, count: int, width: int) -> Tensor:
     if torch.onnx.is_in_onnx_export():
         made: Tensor = _Shifted.apply(line, count, width)  # type: ignore[no-untyped-call]
         return made
+    if torch.compiler.is_compiling():  # with `unfold`, which takes no free sizes, anew for every length
+        return line[:, torch.arange(count - 1, -1, -1)[:, None] + torch.arange(width)]
     return line.unfold(1, width, 1).flip(1)
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recfit.types import ConfigError, Features
+
+if TYPE_CHECKING:
+    from recfit.models._codes import CodedTable
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -147,7 +150,7 @@ class ItemTable(nn.Module):
 
     def vectors(self) -> Tensor:
         """float [n_items, d], d the rank where there is one."""
-        return self._front(self.weight if self.features is None else self.weight + self.features.sums(self.codes))
+        return self.front(self.weight if self.features is None else self.weight + self.features.sums(self.codes))
 
     def lookup(self, tokens: Tensor) -> Tensor:
         """The vectors of tokens of any shape; zeros where 0."""
@@ -155,9 +158,10 @@ class ItemTable(nn.Module):
         if self.features is not None:
             described = self.features.sums(F.embedding((tokens - 1).clamp(min=0), self.codes))
             vectors = vectors + described * (tokens > 0)[..., None].to(vectors.dtype)
-        return self._front(vectors)
+        return self.front(vectors)
 
-    def _front(self, vectors: Tensor) -> Tensor:
+    def front(self, vectors: Tensor) -> Tensor:
+        """`vectors` [..., width] with what lies beyond `limit` zero."""
         if self.limit is None:
             return vectors
         return F.pad(vectors[..., : self.limit], (0, vectors.shape[-1] - self.limit))
@@ -213,11 +217,12 @@ def decays(pools: int, length: int) -> Tensor:
 
 
 class Past(nn.Module):
-    """The newest events as one vector: tokens [B, L] -> [B, width]. Each event weighs by how far back it lies."""
+    """The newest events as one vector: tokens [B, L] -> [B, d], sums of the vectors of `items`. Each event weighs by how
+    far back it lies."""
 
-    def __init__(self, n_items: int, width: int, length: int) -> None:
+    def __init__(self, items: ItemTable | CodedTable, length: int) -> None:
         super().__init__()
-        self.items = ItemTable(n_items, width, 0.05)
+        self.items = items
         self.recency = nn.Parameter(decays(2, length)[1])
 
     def forward(self, history: Tensor) -> Tensor:

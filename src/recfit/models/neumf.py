@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from recfit.models import Catalogue, Model, rebuilt
 from recfit.models._axes import check_keep, newest_kept, no_axis, recency
+from recfit.models._codes import copy_items
 from recfit.models._layers import (
     Dropout,
     FeatureTable,
@@ -72,7 +73,8 @@ class NeuMf(nn.Module):
         self.items = ItemTable(catalogue.n_items, width, 0.05, _used(config, catalogue.item_features), config.without)
         about = _used(config, catalogue.user_features)
         self.about = FeatureTable(about, config.without, width) if about else None
-        self.past = Past(catalogue.n_items, width, config.max_history) if config.max_history else None
+        read = ItemTable(catalogue.n_items, width, 0.05) if config.max_history else None
+        self.past = Past(read, config.max_history) if read else None
         parts = {"user": self.users, "history": self.past, "user_features": self.about}
         self.inputs = tuple(name for name, part in parts.items() if part is not None)
         if not self.inputs:
@@ -179,7 +181,7 @@ class NeuMf(nn.Module):
         if model.about is not None and self.about is not None:
             copy_features(self.about, model.about, change)
         if model.past is not None and self.past is not None:
-            model.past.items.map_(self.past.items, change)
+            copy_items(self.past.items, model.past.items, change)
             model.past.recency.copy_(self.past.recency[: config.max_history])
         model.from_user.weight.copy_(self.from_user.weight[hidden][:, dims])
         model.from_user.bias.copy_(self.from_user.bias[hidden])

@@ -7,7 +7,7 @@ depends on how far back each event lies and on nothing else: padding, windows an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import matmul
@@ -16,20 +16,24 @@ from typing import ClassVar, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from recfit.models import Catalogue, Model, rebuilt
-from recfit.models._axes import check_keep, narrowed, newest_kept, no_axis, recency
+from recfit.models._axes import ABSENT, check_keep, narrowed, newest_kept, no_axis, own_units, recency
 from recfit.models._codes import CodedTable, check_table, copy_items, item_table
 from recfit.models._kernels import MASKED, attend, rms_norm, shifted, trailing
 from recfit.models._layers import Dropout, check_features, factored, factors, selector
 from recfit.options import check_ranges
+from recfit.types import ConfigError
 
+PER_LAYER = ("heads", "ffn")
 LAID_OUT = 4_000_000  # pairs of positions whose biases a graph lays out when it is opened; of more, in every request
 
 
 @dataclass(frozen=True)
 class Config:
-    """`head_dim` 0 means `embedding_dim / heads`; `max_history` events are read.
+    """`heads` and `ffn` units of each layer, one number for all or one for each; `head_dim` 0 means `embedding_dim` / the most
+    heads of a layer; `max_history` events are read.
 
     Each layer but the first looks at the newest `window` positions before each (0: at all; Beltagy et al., arXiv 2004.05150),
     so that the first computes no more than those that a request needs.
@@ -41,8 +45,8 @@ class Config:
 
     layers: int = 2
     embedding_dim: int = 64
-    heads: int = 2
-    ffn: int = 256
+    heads: int | tuple[int, ...] = 2
+    ffn: int | tuple[int, ...] = 256
     max_history: int = 100
     dropout: float = 0.2
     head_dim: int = 0
@@ -60,11 +64,21 @@ class Config:
         check_ranges("model.sasrec", self, max_history=(1, 1e5), dropout=(0, 0.95), head_dim=(0, 4096))
         check_ranges("model.sasrec", self, window=(0, self.max_history))
         check_table("model.sasrec", self)
+        for axis in PER_LAYER:
+            if len(sizes := self.each(axis)) != self.layers:
+                raise ConfigError(
+                    f"model.sasrec.{axis} = {list(sizes)} for {self.layers} layers; give one number, or one for each layer"
+                )
 
     @property
     def width(self) -> int:
         """Coordinates of one head."""
-        return self.head_dim or max(1, self.embedding_dim // self.heads)
+        return self.head_dim or max(1, self.embedding_dim // max(self.each("heads")))
+
+    def each(self, axis: str) -> tuple[int, ...]:
+        """How many units of `axis`, `heads` or `ffn`, each layer has."""
+        size: int | tuple[int, ...] = getattr(self, axis)
+        return size if isinstance(size, tuple) else (size,) * self.layers
 
     def seen(self, layer: int) -> int:
         """How many positions before each a layer looks at."""
@@ -85,15 +99,15 @@ class Block(nn.Module):
     def __init__(self, config: Config, at: int) -> None:
         super().__init__()
         self.longest = config.needed(at - 1) if at else config.max_history
-        d, inner = config.embedding_dim, config.heads * config.width
-        self.heads, self.width = config.heads, config.width
+        self.heads, self.width, ffn = config.each("heads")[at], config.width, config.each("ffn")[at]
+        d, inner = config.embedding_dim, self.heads * self.width
         self.query = nn.Linear(d, inner, bias=False)
         self.key = nn.Linear(d, inner, bias=False)
         self.value = nn.Linear(d, inner, bias=False)
         self.out = nn.Linear(inner, d, bias=False)
-        self.up = nn.Linear(d, config.ffn, bias=False)
-        self.down = nn.Linear(config.ffn, d, bias=False)
-        self.distance = nn.Parameter(torch.zeros(config.heads, config.seen(at)))
+        self.up = nn.Linear(d, ffn, bias=False)
+        self.down = nn.Linear(ffn, d, bias=False)
+        self.distance = nn.Parameter(torch.zeros(self.heads, config.seen(at)))
         self.dropout = Dropout(config.dropout)
         for layer in (self.out, self.down):
             nn.init.normal_(layer.weight, std=(2 * config.layers * layer.in_features) ** -0.5)
@@ -239,8 +253,8 @@ class SasRec(nn.Module):
     def _kept(self) -> list[int]:
         """Numbers that an event leaves: a 1 for not being padding, a key and a value in every block but the last, which
         looks at the event itself."""
-        inner = self.config.heads * self.config.width
-        return [1, *[inner] * (2 * self.config.layers - 2), self.config.embedding_dim]
+        inner = [heads * self.config.width for heads in self.config.each("heads")[:-1] for _ in ("key", "value")]
+        return [1, *inner, self.config.embedding_dim]
 
     def encode_on(self, history: Tensor, vectors: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
         hidden = self.items.widen(vectors) * self.enter
@@ -269,7 +283,7 @@ class SasRec(nn.Module):
 
     def axes(self) -> Mapping[str, int]:
         c = self.config
-        sizes = {"layers": c.layers, "heads": c.heads, "ffn": c.ffn, "history_length": c.max_history}
+        sizes = {"layers": c.layers, **{axis: max(c.each(axis)) for axis in PER_LAYER}, "history_length": c.max_history}
         sizes |= {"window": c.seen(1)} if c.layers > 1 else {}
         return {} if c.ranks else sizes | self.items.axes()
 
@@ -278,8 +292,9 @@ class SasRec(nn.Module):
         blocks: list[Block] = list(self.blocks)  # type: ignore[arg-type]
         if axis == "layers":
             return torch.stack([block.stream_strengths().sum().sqrt() for block in blocks])
-        if axis in ("heads", "ffn"):
-            return torch.stack([getattr(block, f"{axis.removesuffix('s')}_strengths")() for block in blocks])
+        if axis in PER_LAYER:
+            found = [getattr(block, f"{axis.removesuffix('s')}_strengths")() for block in blocks]
+            return pad_sequence(found, batch_first=True, padding_value=ABSENT)
         if axis == "embedding_dim":
             table = self.items.vectors().square().sum(0)
             return (table + torch.stack([block.stream_strengths() for block in blocks]).sum(0)).sqrt()
@@ -293,23 +308,19 @@ class SasRec(nn.Module):
     def shrink(self, axis: str, keep: Tensor) -> Model:
         check_keep(self, axis, keep)
         config, everything = self.config, torch.arange(max(*self.axes().values(), self.config.embedding_dim))
-        layers, change = everything[: config.layers], torch.eye(config.embedding_dim)
-        heads = everything[: config.heads].expand(config.layers, -1)
-        ffn = everything[: config.ffn].expand(config.layers, -1)
-        small, columns = replace(config, head_dim=config.width), torch.arange(self.items.width)
-        if axis == "layers":
-            small, layers = replace(small, layers=len(keep)), keep
-        elif axis == "heads":
-            small, heads = replace(small, heads=keep.shape[-1]), keep.expand(config.layers, -1)
-        elif axis == "ffn":
-            small, ffn = replace(small, ffn=keep.shape[-1]), keep.expand(config.layers, -1)
-        elif axis == "embedding_dim":
+        layers = keep if axis == "layers" else everything[: config.layers]
+        heads, ffn = (own_units(keep if axis == name else everything, config.each(name)) for name in PER_LAYER)
+        small = replace(
+            config, layers=len(layers), heads=_sizes(heads, layers), ffn=_sizes(ffn, layers), head_dim=config.width
+        )
+        change, columns = torch.eye(config.embedding_dim), torch.arange(self.items.width)
+        if axis == "embedding_dim":
             small, change = narrowed(small, embedding_dim=len(keep)), selector(keep, config.embedding_dim)
         elif axis == "table_dim":
             small, columns = narrowed(small, table_dim=len(keep)), keep
         elif axis == "window":
             small = replace(small, window=newest_kept(keep, axis))
-        else:
+        elif axis == "history_length":
             length = newest_kept(keep, axis)
             small = replace(small, max_history=length, window=small.window if small.window < length else 0)
         return self._taken(small, layers, heads, ffn, change, columns)
@@ -317,13 +328,17 @@ class SasRec(nn.Module):
     @torch.no_grad()
     def rotated(self, basis: Tensor) -> Model:
         c = self.config
-        units = torch.arange(max(c.heads, c.ffn, c.layers)).expand(c.layers, -1)
-        return self._taken(
-            c, units[0, : c.layers], units[:, : c.heads], units[:, : c.ffn], basis, torch.arange(self.items.width)
-        )
+        heads, ffn = ([torch.arange(size) for size in c.each(axis)] for axis in PER_LAYER)
+        return self._taken(c, torch.arange(c.layers), heads, ffn, basis, torch.arange(self.items.width))
 
     def _taken(
-        self, config: Config, layers: Tensor, heads: Tensor, ffn: Tensor, change: Tensor, columns: Tensor
+        self,
+        config: Config,
+        layers: Tensor,
+        heads: Sequence[Tensor],
+        ffn: Sequence[Tensor],
+        change: Tensor,
+        columns: Tensor,
     ) -> Model:
         """A model of `config` with the chosen weights of this one."""
         model = rebuilt(self, config)
@@ -336,6 +351,12 @@ class SasRec(nn.Module):
         for block, layer in zip(model.blocks, layers.tolist(), strict=True):
             block.take(self.blocks[layer], heads[layer], ffn[layer], change, scale)  # type: ignore[operator]
         return model.train(self.training)
+
+
+def _sizes(units: Sequence[Tensor], layers: Tensor) -> int | tuple[int, ...]:
+    """How many `units` each of `layers` has, as a config says it."""
+    sizes = tuple(len(units[layer]) for layer in layers)
+    return sizes[0] if len(set(sizes)) == 1 else sizes
 
 
 def build(config: Config, catalogue: Catalogue) -> Model:

@@ -3,13 +3,17 @@
 et al., Computer 2009).
 
 The user's tower adds up the vectors of the user, of the user's features and of the last events, each event by how far back
-it lies; a network of one hidden layer adds its answer to that sum.
+it lies; a network of one hidden layer adds its answer to that sum. Items have two tables, one that is scored and one that
+the history is read from, which narrow, nest and are coded alike.
+
+There is no `table_dim`, tables narrower than the model: the matrices that would widen them fold into the user's vectors and
+layers, and leave a model of that `embedding_dim`, which is smaller.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import ClassVar
 
@@ -18,14 +22,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recfit.models import Catalogue, Model, rebuilt
-from recfit.models._axes import check_keep, newest_kept, no_axis, recency
+from recfit.models._axes import check_keep, narrowed, newest_kept, no_axis, recency
+from recfit.models._codes import CodedTable, check_table, copy_items, item_table
 from recfit.models._layers import (
     Dropout,
     FeatureTable,
-    ItemTable,
     Past,
     check_features,
     copy_features,
+    factored,
     feature_groups,
     selector,
 )
@@ -38,7 +43,8 @@ class Config:
     """`hidden` units of the user's network, 0 for none; `max_history` events are read, 0 for none; `users`: one vector
     for each user, hidden from training at rate `forget`, so that unknown users have one too.
 
-    `features` adds those of users and items, less the columns in `without`.
+    `features` adds those of users and items, less the columns in `without`. `parts`, `codes`, `ranks` and `widths` are those
+    of `sasrec`; beside `parts` the features of users alone are added.
     """
 
     embedding_dim: int = 64
@@ -49,10 +55,16 @@ class Config:
     forget: float = 0.02
     features: bool = False
     without: tuple[str, ...] = ()
+    parts: int = 0
+    codes: int = 256
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    widths: tuple[int, ...] = ()
+    table_dim: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         check_ranges("model.two_tower", self, embedding_dim=(1, 8192), hidden=(0, 65536), max_history=(0, 1e5))
         check_ranges("model.two_tower", self, dropout=(0, 0.95), forget=(0, 1))
+        check_table("model.two_tower", self, alone=("widths",))
 
 
 class TwoTower(nn.Module):
@@ -64,9 +76,10 @@ class TwoTower(nn.Module):
         d = config.embedding_dim
         described = catalogue.item_features if config.features else None
         about = catalogue.user_features if config.features else None
-        self.items = ItemTable(catalogue.n_items, d, 0.05, described, config.without)
+        self.items = item_table(catalogue.n_items, config, 0.05, described)
         self.users = nn.Parameter(torch.randn(catalogue.n_users + 1, d) * 0.05) if config.users else None
-        self.past = Past(catalogue.n_items, d, config.max_history) if config.max_history else None
+        read = item_table(catalogue.n_items, config, 0.05, None) if config.max_history else None
+        self.past = Past(read, config.max_history) if read else None
         self.about = FeatureTable(about, config.without, d) if about and feature_groups(about, config.without) else None
         parts = {"user": self.users, "history": self.past, "user_features": self.about}
         self.inputs = tuple(name for name, part in parts.items() if part is not None)
@@ -90,7 +103,7 @@ class TwoTower(nn.Module):
             parts.append(self.past(history))
         if self.about is not None and user_features is not None:
             parts.append(self.about.sums(user_features))
-        joined: Tensor = self.dropout(reduce(torch.add, parts) * self.enter)
+        joined: Tensor = self.dropout(self.items.front(reduce(torch.add, parts) * self.enter))
         if self.first is None or self.second is None:
             return joined
         answer: Tensor = joined + self.second(self.dropout(F.gelu(self.first(joined))))
@@ -99,10 +112,17 @@ class TwoTower(nn.Module):
     def item_vectors(self) -> Tensor:
         return self.items.vectors()
 
+    def item_codes(self) -> tuple[Tensor, Tensor] | None:
+        return (self.items.sub_ids, self.items.books()) if isinstance(self.items, CodedTable) else None
+
     def axes(self) -> Mapping[str, int]:
         c = self.config
-        some = {"hidden": c.hidden, "embedding_dim": c.embedding_dim, "history_length": c.max_history}
-        return {axis: size for axis, size in some.items() if size}
+        some = {
+            "hidden": c.hidden,
+            "embedding_dim": 0 if c.parts else c.embedding_dim,
+            "history_length": c.max_history,
+        }
+        return {} if c.ranks else {axis: size for axis, size in some.items() if size}
 
     @torch.no_grad()
     def importance(self, axis: str) -> Tensor:
@@ -131,7 +151,7 @@ class TwoTower(nn.Module):
         if axis == "hidden":
             return self._taken(replace(self.config, hidden=len(keep)), keep, change)
         if axis == "embedding_dim":
-            small = replace(self.config, embedding_dim=len(keep))
+            small = narrowed(self.config, embedding_dim=len(keep))
             return self._taken(small, hidden, selector(keep, self.config.embedding_dim))
         return self._taken(replace(self.config, max_history=newest_kept(keep)), hidden, change)
 
@@ -143,12 +163,12 @@ class TwoTower(nn.Module):
         """A model of `config` with the chosen weights of this one, its vectors times `change` [d, d_new]."""
         model = rebuilt(self, config)
         assert isinstance(model, TwoTower)
-        model.items.map_(self.items, change)
+        copy_items(self.items, model.items, change)
         model.enter.copy_(self.enter)
         if model.users is not None and self.users is not None:
             model.users.copy_(self.users @ change)
         if model.past is not None and self.past is not None:
-            model.past.items.map_(self.past.items, change)
+            copy_items(self.past.items, model.past.items, change)
             model.past.recency.copy_(self.past.recency[: config.max_history])
         if model.about is not None and self.about is not None:
             copy_features(self.about, model.about, change)
@@ -163,4 +183,10 @@ class TwoTower(nn.Module):
 
 def build(config: Config, catalogue: Catalogue) -> Model:
     check_features("model.two_tower", config.features and catalogue.user_features is None, catalogue.item_features)
-    return TwoTower(config, catalogue)
+    model = TwoTower(config, catalogue)
+    if config.parts and config.features and model.about is None:
+        raise ConfigError(
+            f"model.two_tower.parts = {config.parts} with features = True, and none of users; codes hold whole vectors, "
+            "leave it out"
+        )
+    return factored(model, config.ranks)

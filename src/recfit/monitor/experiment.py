@@ -29,7 +29,7 @@ Counts = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Arm:
-    """Users, requests, requests with feedback, and their share with its 95 % interval."""
+    """Users, requests, requests with feedback, and their share with its 95 % interval (NaN where nobody was served)."""
 
     name: str
     users: int
@@ -54,13 +54,15 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Report:
-    """`p_ratio` is how likely the counts of users are if they were spread by the weights; NaN without weights."""
+    """`p_ratio` is how likely the counts of users are if they were spread by the weights: those of a plan, or equal ones for
+    the arms in the log, which says nothing of one that was never served (`planned` is false)."""
 
     experiment: str
     kind: str
     arms: tuple[Arm, ...]
     comparisons: tuple[Comparison, ...]
     p_ratio: float
+    planned: bool
 
     @property
     def trusted(self) -> bool:
@@ -69,20 +71,23 @@ class Report:
 
 def report(path: Path, experiment: str, kind: str = "click", weights: Mapping[str, float] | None = None) -> Report:
     """The report of an experiment out of the exposure log at `path`; a request counts once, however often it was followed by
-    feedback of that `kind`. `weights` of the arms are equal where they are not given, and the first (in the log, of equal
-    weights) is the control. Raises `DataError`."""
+    feedback of that `kind`. The arms are those of `weights`, served or not, the first is the control; without weights they
+    are those of the log, in the order in which they came up, with equal ones. Raises `DataError`."""
     found = _by_user(path, experiment, kind)
-    names = [name for name in weights or found if name in found]
-    if len(names) < 2:
+    names = [*(weights or found)]
+    served = [name for name in names if name in found]
+    if len(names) < 2 or not served:
         known = ", ".join(found) or "none"
         raise DataError(
-            f"{path} has exposures of {len(names)} arms of experiment {experiment!r} ({known}); two are needed"
+            f"{path} has exposures of {len(served)} arms of experiment {experiment!r} ({known}); two are needed"
         )
+    found |= {name: (np.empty(0), np.empty(0)) for name in names if name not in found}
     arms = [_arm(name, *found[name]) for name in names]
     control, *others = arms
     compared = tuple(_compare(control, other, found[control.name], found[other.name]) for other in others)
     planned = [(weights or {}).get(name, 1.0) for name in names]
-    return Report(experiment, kind, tuple(arms), compared, _p_ratio([arm.users for arm in arms], planned))
+    p_ratio = _p_ratio([arm.users for arm in arms], planned)
+    return Report(experiment, kind, tuple(arms), compared, p_ratio, weights is not None)
 
 
 def _by_user(path: Path, experiment: str, kind: str) -> dict[str, tuple[Counts, Counts]]:
@@ -115,7 +120,7 @@ def _arm(name: str, requests: Counts, hits: Counts) -> Arm:
 
 
 def _rate(requests: Counts, hits: Counts) -> float:
-    return float(hits.sum() / requests.sum())
+    return float(hits.sum() / requests.sum()) if len(requests) else math.nan
 
 
 def _variance(requests: Counts, hits: Counts) -> float:
@@ -127,7 +132,7 @@ def _variance(requests: Counts, hits: Counts) -> float:
 
 
 def _compare(control: Arm, arm: Arm, old: tuple[Counts, Counts], new: tuple[Counts, Counts]) -> Comparison:
-    if not control.rate:
+    if not control.hits or not arm.requests:
         return Comparison(arm.name, math.nan, -math.inf, math.inf, 1.0)
     ratio, var_old, var_new = arm.rate / control.rate, _variance(*old), _variance(*new)
     # The variance of a ratio of two independent rates.
@@ -180,6 +185,9 @@ def text(found: Report) -> str:
         lines.append(
             f"{one.arm} against {control}: {lift}, {verdict}; p {one.p_always:.3g}, however often it was looked at"
         )
+    if not found.planned:
+        assumed = f"users are spread evenly, no arm is missing, {control} is the control"
+        lines.append(f"assumed, since no plan was given: {assumed}; --plan FILE says how it is")
     if not found.trusted:
         why = f"users are not spread as planned (p = {found.p_ratio:.2g}), something loses those of one arm"
         lines.append(f"WARNING: {why}; don't trust this")

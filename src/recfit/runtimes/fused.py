@@ -15,15 +15,16 @@ from typing import Any
 import numpy as np
 
 from recfit.registry import find
-from recfit.runtimes import Batch, Scorer, StageSpec
+from recfit.runtimes import Batch, Scorer, StageSpec, ort
 from recfit.runtimes._sessions import Sessions
-from recfit.runtimes.ort import GRAPH, session
-from recfit.tables import _scan
+from recfit.runtimes.ort import GRAPH
+from recfit.tables import _scan, configured
 from recfit.topk import Found
 from recfit.types import FloatArray, IntArray, Rows, Unsupported
 
 FUSED = "fused.onnx"
 SESSIONS = True
+OPTIONS = (*ort.OPTIONS, "ahead")
 RESCORER = "ort"  # a fused graph gives lists: it scores single items by listing all
 
 
@@ -88,7 +89,6 @@ def _lookup(spec: StageSpec) -> Sequence[Any]:
     """`history` [B, L] -> `vectors` [B, L, d]: the table's rows, zeros where the history is padded."""
     from onnx import TensorProto, helper
 
-    module = find("tables", spec.table["format"])
     one = helper.make_tensor("", TensorProto.INT64, [], [1])
     zero = helper.make_tensor("", TensorProto.INT64, [], [0])
     axis = helper.make_tensor("", TensorProto.INT64, [1], [2])
@@ -98,7 +98,7 @@ def _lookup(spec: StageSpec) -> Sequence[Any]:
         helper.make_node("Constant", [], ["fused.axis"], value=axis),
         helper.make_node("Sub", ["history", "fused.one"], ["fused.shifted"]),
         helper.make_node("Max", ["fused.shifted", "fused.zero"], ["items"]),
-        *module.row_nodes("items", "fused.rows"),
+        *_row_nodes(spec),
         helper.make_node("Greater", ["history", "fused.zero"], ["fused.real"]),
         helper.make_node("Cast", ["fused.real"], ["fused.weight"], to=TensorProto.FLOAT),
         helper.make_node("Unsqueeze", ["fused.weight", "fused.axis"], ["fused.weights"]),
@@ -119,10 +119,17 @@ def _every(spec: StageSpec) -> Sequence[Any]:
     return [
         *nodes,
         helper.make_node("Range", [*ends], ["items"]),
-        *find("tables", spec.table["format"]).row_nodes("items", "fused.rows"),
+        *_row_nodes(spec),
         helper.make_node("Constant", [], ["fused.zeros"], value=zeros),
         helper.make_node("Concat", ["fused.zeros", "fused.rows"], ["table"], axis=0),
     ]
+
+
+def _row_nodes(spec: StageSpec) -> Sequence[Any]:
+    """`fused.rows`: the table's rows at `items`."""
+    module, config = configured(spec.table)
+    found: Sequence[Any] = module.row_nodes("items", "fused.rows", config)
+    return found
 
 
 def _selection(scores: str) -> tuple[Sequence[Any], Sequence[Any]]:
@@ -139,7 +146,7 @@ def _selection(scores: str) -> tuple[Sequence[Any], Sequence[Any]]:
 
 
 def open_scorer(directory: Path, spec: StageSpec, threads: int) -> Scorer:
-    return Fused(session(directory / FUSED, threads, spec.options.get("graph", "all")), spec)
+    return Fused(ort.stage_session(directory / FUSED, spec, threads), spec)
 
 
 class Fused:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import onnxruntime
 
 from recfit.runtimes import Scorer, StageSpec
-from recfit.runtimes._scorers import scorer
+from recfit.runtimes._scorers import Scores, scorer
+from recfit.tables import Table, _scan
 from recfit.types import BundleError, FloatArray
 
 GRAPH = "model.onnx"
 SESSIONS = True
+OPTIONS = ("graph", "arena", "spinning")
 LEVELS = {
     "none": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
     "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
@@ -22,24 +25,46 @@ LEVELS = {
 }
 
 
-def session(path: Path, threads: int = 1, graph: str = "all") -> onnxruntime.InferenceSession:
-    """An inference session on the CPU with a fixed number of threads."""
+def session(
+    path: Path, threads: int = 1, graph: str = "all", arena: bool = True, spinning: bool = False
+) -> onnxruntime.InferenceSession:
+    """An inference session on the CPU with a fixed number of threads.
+
+    With `arena` it keeps the memory of its activations for the next run, planned by their shapes; without, every run asks the
+    system for it and gives it back. `spinning` threads wait for each other awake: they are there sooner, and take the cores
+    that other sessions and the server need.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.graph_optimization_level = LEVELS[graph]
     options.log_severity_level = 3
-    # Waiting threads sleep: spinning ones take the cores that other sessions and the server need.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = arena
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises half a dozen unrelated types here
         raise BundleError(f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {error}") from error
 
 
+def stage_session(path: Path, spec: StageSpec, threads: int) -> onnxruntime.InferenceSession:
+    """The session of a stage's graph, as the stage's options ask for it."""
+    return session(path, threads, **_asked(spec, OPTIONS))
+
+
+def _asked(spec: StageSpec, names: Sequence[str]) -> dict[str, Any]:
+    return {name: spec.options[name] for name in names if name in spec.options}
+
+
 def open_scorer(directory: Path, spec: StageSpec, threads: int) -> Scorer:
-    graph = Graph(session(directory / GRAPH, threads, spec.options.get("graph", "all")))
-    return scorer(graph, spec, directory, threads, lambda table: table.scores)
+    graph = Graph(stage_session(directory / GRAPH, spec, threads))
+    return scorer(graph, spec, directory, threads, partial(_scores, spec))
+
+
+def _scores(spec: StageSpec, table: Table) -> Scores:
+    """The table's scan, in a session like that of the encoder; `graph` is about the encoder alone."""
+    _scan.configure(table, _asked(spec, ("arena", "spinning")))
+    return table.scores
 
 
 class Graph:

@@ -114,6 +114,13 @@ class Budget:
             return self.quality_metric
         return {"latency": "p99_ms", "memory": "memory_mb", "cost": "core_hours_per_million"}[self.objective]
 
+    def tolerance(self, original: Mapping[str, float]) -> float | None:
+        """The share of the original's quality that the tightest limit on it lets go; None where there is no such limit."""
+        kept = [
+            limit.absolute(original) / max(original[limit.metric], 1e-9) for limit in self.limits if limit.is_quality
+        ]
+        return max(0.0, round(1 - max(kept), 6)) if kept else None
+
     def verdicts(self, found: Measured, original: Measured) -> dict[str, str]:
         """The answer of every limit; a metric that was not measured is refused."""
         for metric in (*(limit.metric for limit in self.limits), self.quality_metric, self.objective_metric):

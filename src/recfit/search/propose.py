@@ -180,15 +180,22 @@ def _gains(study: Study, budget: Budget, promises: Sequence[Mapping[str, float]]
 
 
 def _children(recipe: Recipe, first: Sequence[Recipe], study: Study) -> list[Child]:
-    """`recipe` with one more step, and that step alone: of a family it does not have yet, not known to fail on the
-    original, after all that `recipe` trains (which would be trained anew)."""
-    last = max((step.order for step in recipe.steps if step.trains), default=-1)
+    """`recipe` with one more step, and that step alone: none that works on what a step of it does, nor one that is known to
+    fail on the original; after all that `recipe` trains, which would be trained anew."""
+    trained = max((at + 1 for at, step in enumerate(recipe.steps) if step.trains), default=0)
+    worked_on = {_works_on(step) for step in recipe.steps}
     return [
-        (recipe.then(step), single)
+        (child, single)
         for single in first
         for step in single.steps
-        if step.order > last and step.family not in recipe.families and not _failed(single, study)
+        if _works_on(step) not in worked_on and not _failed(single, study)
+        if (child := recipe.then(step)).steps[:trained] == recipe.steps[:trained]
     ]
+
+
+def _works_on(step: Technique) -> tuple[str, str]:
+    """Steps of one family do the same to a model, but for those that cut it along different axes."""
+    return step.family, getattr(step, "axis", "")
 
 
 def _failed(single: Recipe, study: Study) -> bool:

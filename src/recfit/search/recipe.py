@@ -36,8 +36,8 @@ class Recipe:
         return [Recipe(self.steps[: count + 1]) for count in range(len(self.steps))]
 
     def then(self, step: Technique) -> Recipe:
-        """This recipe with one more step, put where its order belongs."""
-        return Recipe(tuple(sorted((*self.steps, step), key=lambda part: part.order)))
+        """This recipe with one more step, put where its order belongs; of equal order, by their names."""
+        return Recipe(tuple(sorted((*self.steps, step), key=lambda part: (part.order, describe(part)))))
 
     def to_json(self) -> list[dict[str, Any]]:
         return [

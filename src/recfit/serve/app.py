@@ -23,17 +23,17 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from recfit.serve import openapi, v2
+from recfit.serve import caller, openapi, v2
 from recfit.serve.admin import make_admin
 from recfit.serve.batcher import OverloadError
 from recfit.serve.counted import Counted
-from recfit.serve.errors import fail, no, refuse
+from recfit.serve.errors import busy, fail, no, refuse
 from recfit.serve.events import Events, MemoryEvents
 from recfit.serve.experiments import Experiments
 from recfit.serve.exposures import Exposures
-from recfit.serve.fleet import Fleet
+from recfit.serve.fleet import Fleet, Model
 from recfit.serve.guard import Guard, Key
-from recfit.serve.http import Post, overloaded, read_body, request_id
+from recfit.serve.http import ClientGoneError, Post, left, read_body, request_id
 from recfit.serve.metrics import CONTENT_TYPE, Metrics
 from recfit.serve.results import Results
 from recfit.serve.schema import Health, HttpError, ModelsResponse, ModelState, describe, encode
@@ -62,7 +62,7 @@ def make_app(
     given before, `keys` those who may ask (None: everybody). What comes in at `admin_port` may use the routes of operators, and
     nothing else does.
 
-    Once `draining` is set `/readyz` answers 503 and recommendations ask their clients to connect anew.
+    Once `draining` is set `/readyz` answers 503.
     """
     draining = draining or Event()
     results = results or Results()
@@ -77,37 +77,40 @@ def make_app(
         "/v1/events": service.record,
         "/v1/feedback": service.feedback,
     }
-    posts = {path: Post(path, answer, metrics, draining) for path, answer in bodies.items()}
+    posts = {path: Post(path, answer, metrics) for path, answer in bodies.items()}
     cold = Starlette(
         routes=[
             *(Route(path, post, methods=["POST"]) for path, post in posts.items()),
             Route("/v1/similar/{item_id:path}", similar(service)),
             Route("/v1/models", models(fleet)),
             Route("/v1/bundle", bundle(fleet)),
-            Route("/v2/health/live", fixed(encode({"live": True}))),
-            Route("/v2/health/ready", readiness(fleet, draining)),
-            Route("/v2/models/{name}", v2_metadata(fleet)),
-            Route("/v2/models/{name}/ready", readiness(fleet, draining)),
-            Route("/v2/models/{name}/infer", v2_infer(service), methods=["POST"]),
+            *v2_routes(fleet, service, draining),
             Route("/healthz", fixed(encode(Health("ok")))),
-            Route("/readyz", readiness(fleet, draining)),
+            Route("/readyz", readyz(fleet, draining)),
             Route("/metrics", exposition(metrics)),
             Route("/v1/status", current(partial(status, fleet, metrics.recent, experiments))),
             *(Route(path, console(*page(path))) for path in PAGES),
             Route("/openapi.json", fixed(openapi.document())),
         ],
-        exception_handlers={HTTPException: refuse, HttpError: no, Exception: fail},
+        exception_handlers={HTTPException: refuse, HttpError: no, OverloadError: busy, Exception: fail},
     )
     cold.router.redirect_slashes = False
 
     admin, counted = make_admin(fleet), Counted(cold, metrics)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        found: ASGIApp | None = (
+            posts.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        )
         if admin_port is not None and scope["path"].startswith("/admin/") and scope["server"][1] == admin_port:
-            await admin(scope, receive, send)
-            return
-        hot = posts.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
-        await (hot or counted)(scope, receive, send)
+            found = admin
+        gone = left(receive)
+        caller.left.set(gone)
+        try:
+            await (found or counted)(scope, receive, send)
+        except asyncio.CancelledError as error:
+            if not (isinstance(error, ClientGoneError) or gone()):
+                raise
 
     return app if keys is None else Guard(app, keys, metrics.refused)
 
@@ -115,7 +118,7 @@ def make_app(
 def similar(service: Service) -> Endpoint:
     async def endpoint(request: HttpRequest) -> Response:
         k = request.query_params.get("k", "10")
-        if not (k.isascii() and k.isdecimal() and 1 <= int(k) <= 1000):
+        if not (k.isascii() and k.isdecimal() and len(k) <= 4 and 1 <= int(k) <= 1000):
             raise HttpError(422, "invalid_request", f"k = {k[:20]!r}; ask for 1 to 1000 items", "k")
         model = request.query_params.get("model")
         found = await service.similar(request.path_params["item_id"], int(k), model, request_id())
@@ -124,24 +127,46 @@ def similar(service: Service) -> Endpoint:
     return endpoint
 
 
-def v2_metadata(fleet: Fleet) -> Endpoint:
-    async def endpoint(request: HttpRequest) -> Response:
-        name = request.path_params["name"]
-        return Response(v2.metadata(name, (await fleet.get(name)).best.bundle), media_type="application/json")
+def v2_routes(fleet: Fleet, service: Service, draining: Event) -> list[Route]:
+    """Those of the Open Inference Protocol. A model has one version at a time, the id of its best bundle."""
 
-    return endpoint
+    async def named(request: HttpRequest) -> tuple[str, Model]:
+        name, version = request.path_params["name"], request.path_params.get("version")
+        model = await fleet.get(name)
+        if version not in (None, model.best.bundle):
+            message = f"model {name!r} has no version {version[:100]!r}; it has {model.best.bundle}"
+            raise HttpError(404, "unknown_version", message)
+        return name, model
 
+    async def metadata(request: HttpRequest) -> Response:
+        name, model = await named(request)
+        return Response(v2.metadata(name, model.best.bundle), media_type="application/json")
 
-def v2_infer(service: Service) -> Endpoint:
-    async def endpoint(request: HttpRequest) -> Response:
-        body = await read_body(request.receive)
-        try:
-            found = await v2.infer(service, request.path_params["name"], body, request_id())
-        except OverloadError:
-            raise overloaded() from None
+    async def model_ready(request: HttpRequest) -> Response:
+        name, model = await named(request)
+        await check(model, draining)
+        return Response(encode(v2.ModelReady(name, True)), media_type="application/json")
+
+    async def ready(_: HttpRequest) -> Response:
+        await check(await fleet.get(None), draining)
+        return Response(encode(v2.Ready(True)), media_type="application/json")
+
+    async def infer(request: HttpRequest) -> Response:
+        name, _ = await named(request)
+        found = await v2.infer(service, name, await read_body(request.receive), request_id())
         return Response(found.body, media_type="application/json")
 
-    return endpoint
+    of_models = {"": (metadata, "GET"), "/ready": (model_ready, "GET"), "/infer": (infer, "POST")}
+    return [
+        Route("/v2", fixed(v2.server())),
+        Route("/v2/health/live", fixed(encode(v2.Live(True)))),
+        Route("/v2/health/ready", ready),
+        *(
+            Route(f"/v2/models/{{name}}{version}{path}", endpoint, methods=[method])
+            for version in ("", "/versions/{version}")
+            for path, (endpoint, method) in of_models.items()
+        ),
+    ]
 
 
 def models(fleet: Fleet) -> Endpoint:
@@ -161,25 +186,33 @@ def bundle(fleet: Fleet) -> Endpoint:
     return endpoint
 
 
-def readiness(fleet: Fleet, draining: Event) -> Endpoint:
-    """Ready means: a recommendation was made just now, by the way that every request takes. `?model=` or
-    `/v2/models/NAME/ready` asks one model, which is loaded for that."""
+def readyz(fleet: Fleet, draining: Event) -> Endpoint:
+    """`?model=` asks one model, which is loaded for that."""
 
     async def endpoint(request: HttpRequest) -> Response:
-        if draining.is_set():
-            raise HttpError(503, "draining", "the server is about to stop; send requests to another one")
-        model = await fleet.get(request.path_params.get("name") or request.query_params.get("model"))
-        try:
-            async with asyncio.timeout(READY_TIMEOUT_S):
-                for rung, served in enumerate(model.rungs):
-                    await model.batcher.ask(served.canary, 10, least=rung)
-        except Exception:
-            log.exception("the canary recommendation failed")
-            message = "the canary recommendation failed; the server's log says why"
-            raise HttpError(503, "not_ready", message) from None
+        await check(await fleet.get(request.query_params.get("model")), draining)
         return Response(encode(Health("ready")), media_type="application/json")
 
     return endpoint
+
+
+async def check(model: Model, draining: Event) -> None:
+    """A recommendation by every bundle, by the way that every request takes, but never sent away: a server that is busy is
+    ready. Raises `HttpError`."""
+    if draining.is_set():
+        raise HttpError(503, "draining", "the server is about to stop; send requests to another one")
+    try:
+        async with asyncio.timeout(READY_TIMEOUT_S):
+            for rung, served in enumerate(model.rungs):
+                await model.batcher.check(served.canary, 10, least=rung)
+    except TimeoutError:
+        message = f"the canary recommendation took longer than {READY_TIMEOUT_S:g} s"
+        log.warning(message)
+        raise HttpError(503, "not_ready", message) from None
+    except Exception:
+        log.exception("the canary recommendation failed")
+        message = "the canary recommendation failed; the server's log says why"
+        raise HttpError(503, "not_ready", message) from None
 
 
 def fixed(body: bytes) -> Endpoint:

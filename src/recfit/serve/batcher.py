@@ -2,6 +2,7 @@
 
 What is queued when an engine is free is its next batch, one request or as many as take a millisecond. On the event loop that
 is what arrived since the last turn; in a pool of threads, what arrived while every thread was busy, shared among the free ones.
+Other work for an engine (scores, similar items) runs alone, in the order in which it came.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from recfit.runtimes import SessionCache
-from recfit.serve.ladder import Ladder
+from recfit.serve import caller
+from recfit.serve.ladder import WEIGHT, Ladder
 from recfit.types import FloatArray, Recommendation, Request
 
 T = TypeVar("T")
@@ -25,6 +27,9 @@ BUDGET_S = 0.01
 HOPS = 2
 """Turns of the event loop that others get before the engine runs: one reads what arrived, in the next it joins the line. What
 was answered before is written then too."""
+
+
+NOBODY = Request()
 
 
 class Recommender(Protocol):
@@ -76,15 +81,17 @@ class Answer(NamedTuple):
 
 
 class Waiting(NamedTuple):
-    """A request in line since `arrived` on the monotonic clock. After `deadline` nobody wants its answer, and no rung better
-    than `least` is to give it."""
+    """A request in line, or a `call` that runs alone, since `arrived` on the monotonic clock. After `deadline`, and once the
+    client has `left`, nobody wants its answer, and no rung better than `least` is to give it."""
 
-    request: Request
-    k: int
-    answer: asyncio.Future[Answer]
+    answer: asyncio.Future[Any]
     arrived: float
     deadline: float
+    left: Callable[[], bool]
+    request: Request
+    k: int
     least: int
+    call: Callable[[], Any] | None
 
 
 class OverloadError(Exception):
@@ -95,21 +102,25 @@ class LateError(Exception):
     """The deadline of a request passed while it was waiting."""
 
 
-Ran = tuple[list[Outcome], dict[int, float]]
-"""One outcome for each request, and the seconds that each rung took."""
+Ran = tuple[list[Any], dict[int, float]]
+"""One outcome for each, an exception where it failed, and the seconds that each rung took."""
 
 
 class Batch(NamedTuple):
-    """Requests that leave the line together, each with its rung."""
+    """Requests that leave the line together, each with its rung, or one call."""
 
     waiting: Sequence[Waiting]
     rungs: Sequence[int]
 
+    @property
+    def call(self) -> Callable[[], Any] | None:
+        return self.waiting[0].call
+
 
 class Batcher:
     """The line in front of the `rungs` of a model, the best first, whose engines run on the event loop (`threads` = 0) or in a
-    pool. While the first in it has waited longer than `shed_s`, nobody joins: who is let in is answered in about that time,
-    and the line is gone as soon as the crowd is."""
+    pool. Who would wait longer than `shed_s` is not let in: by how many wait, and what each of them took lately. So who is let
+    in is answered in about that time, and the line is gone as soon as the crowd is."""
 
     def __init__(
         self, rungs: Sequence[Rung], threads: int = 0, shed_s: float = math.inf, budget_s: float = BUDGET_S
@@ -120,39 +131,65 @@ class Batcher:
         self._threads = self._free = max(1, threads)
         self._line: deque[Waiting] = deque()
         self._urgent: deque[Waiting] = deque()  # those whom the line would make late
+        self._calls: deque[Waiting] = deque()
+        self._call_s = rungs[0].cost_s  # that one takes
         self._woken = False
         self._spent_s, self._told = 0.0, 0  # by the loop's thread when the last turn ended; its requests
 
     async def ask(self, request: Request, k: int, deadline: float = math.inf, least: int = 0) -> Answer:
         """The answer of the best rung that has the time, or what its engine raised for this request; `LateError` where it
-        can't begin before `deadline` on the monotonic clock, `OverloadError` where the line is too long to join."""
-        if self.oldest_s() > self._shed_s:
-            raise OverloadError
-        loop, now = asyncio.get_running_loop(), time.monotonic()
-        waiting = Waiting(request, k, loop.create_future(), now, deadline, least)
-        urgent = deadline < math.inf and now + self._waiting() * self.ladder.cost(self.ladder.rung) > deadline
-        (self._urgent if urgent else self._line).append(waiting)
-        self._wake(loop)
-        return await waiting.answer
+        can't begin before `deadline` on the monotonic clock, `OverloadError` where the line is too long to join. Cancelled
+        where the client left before it began."""
+        self._admit()
+        waiting = _joining(deadline, request, k, least)
+        ahead = self._waiting() * self.ladder.cost(self.ladder.rung) if deadline < math.inf else 0.0
+        (self._urgent if waiting.arrived + ahead > deadline else self._line).append(waiting)
+        self._wake()
+        found: Answer = await waiting.answer
+        return found
 
-    async def run(self, call: Callable[..., T], *given: Any) -> T:
-        """`call(*given)` where the engines run."""
-        if self._pool is None:
-            return call(*given)
-        return await asyncio.get_running_loop().run_in_executor(self._pool, partial(call, *given))
+    async def check(self, request: Request, k: int, least: int = 0) -> Answer:
+        """As `ask`, for those who want to know whether it works: first in line, and let in however long it is."""
+        waiting = _joining(math.inf, request, k, least)
+        self._urgent.appendleft(waiting)
+        self._wake()
+        found: Answer = await waiting.answer
+        return found
+
+    async def run(self, call: Callable[[], T], deadline: float = math.inf) -> T:
+        """`call()` where the engines run, once it is its turn; raises as `ask`."""
+        self._admit()
+        waiting = _joining(deadline, call=call)
+        self._calls.append(waiting)
+        self._wake()
+        found: T = await waiting.answer
+        return found
+
+    def _admit(self) -> None:
+        """Who finds nobody there is always let in."""
+        if self._anybody() and max(self.oldest_s(), self._wait_s()) > self._shed_s:
+            raise OverloadError
+
+    def _anybody(self) -> bool:
+        return bool(self._line or self._urgent or self._calls)
 
     def oldest_s(self) -> float:
         """For how long the first in line has been waiting; 0 where nobody is."""
-        firsts = [line[0].arrived for line in (self._urgent, self._line) if line]
+        firsts = [line[0].arrived for line in (self._urgent, self._line, self._calls) if line]
         return time.monotonic() - min(firsts) if firsts else 0.0
+
+    def _wait_s(self) -> float:
+        """How long who joins now waits, if the cheapest rung answers."""
+        return self._waiting() * self.ladder.cost(-1) + len(self._calls) * self._call_s / self._threads
 
     def _waiting(self) -> float:
         """Requests in line, for each thread."""
         return (len(self._line) + len(self._urgent)) / self._threads
 
-    def _wake(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _wake(self) -> None:
         if not self._woken:
             self._woken = True
+            loop = asyncio.get_running_loop()
             loop.call_soon(self._hop, loop, HOPS)
 
     def _hop(self, loop: asyncio.AbstractEventLoop, left: int) -> None:
@@ -171,24 +208,29 @@ class Batcher:
                 break  # so that what arrived meanwhile joins the next batch
             self._free -= 1
             running = loop.run_in_executor(self._pool, answers, self._engines, batch)
-            running.add_done_callback(partial(self._done, loop, batch))
-        if self._free and (self._line or self._urgent):
-            self._wake(loop)
+            running.add_done_callback(partial(self._done, batch))
+        if self._free and self._anybody():
+            self._wake()
 
     def _next(self) -> Batch:
-        """Those who are first in line and the rung for each, less those whose clients have left or who are late."""
+        """The call that came first, or those requests who are first in line and the rung for each."""
+        if self._calls and (call := self._first_call()) is not None:
+            return Batch([call], [0])
         rung = self.ladder.choose(self._waiting(), time.monotonic())
         share = -(-(len(self._line) + len(self._urgent)) // self._free)
         most, batch = min(share, self.ladder.most(rung)), list[Waiting]()
-        while len(batch) < most and (line := self._urgent or self._line):
-            waiting = line.popleft()
-            if waiting.answer.done():
-                continue
-            if waiting.deadline < time.monotonic():
-                waiting.answer.set_exception(LateError())
-            else:
-                batch.append(waiting)
+        while len(batch) < most and (waiting := _first(self._urgent) or _first(self._line)):
+            batch.append(waiting)
         return Batch(batch, [self._rung(waiting, rung, len(batch)) for waiting in batch])
+
+    def _first_call(self) -> Waiting | None:
+        """The first call, if no request came before."""
+        while self._calls and not self._urgent:
+            if self._line and self._line[0].arrived < self._calls[0].arrived:
+                return None
+            if waiting := _first(self._calls):
+                return waiting
+        return None
 
     def _rung(self, waiting: Waiting, rung: int, count: int) -> int:
         rung = max(rung, waiting.least)
@@ -196,17 +238,20 @@ class Batcher:
             return rung
         return self.ladder.fitting(rung, count, waiting.deadline - time.monotonic())
 
-    def _done(self, loop: asyncio.AbstractEventLoop, batch: Batch, running: asyncio.Future[Ran]) -> None:
+    def _done(self, batch: Batch, running: asyncio.Future[Ran]) -> None:
         self._free += 1
         failed = running.exception()
         self._tell(batch, *(([RuntimeError(str(failed))] * len(batch.waiting), {}) if failed else running.result()))
-        if self._line or self._urgent:
-            self._wake(loop)
+        if self._anybody():
+            self._wake()
 
-    def _tell(self, batch: Batch, outcomes: Sequence[Outcome], spent_s: Mapping[int, float]) -> None:
+    def _tell(self, batch: Batch, outcomes: Sequence[Any], spent_s: Mapping[int, float]) -> None:
         """Give everybody their outcome, and remember how long that took."""
         for rung, seconds in spent_s.items():
-            self.ladder.took(rung, batch.rungs.count(rung), seconds)
+            if batch.call is not None:
+                self._call_s += WEIGHT * (seconds - self._call_s)
+            else:
+                self.ladder.took(rung, batch.rungs.count(rung), seconds)
         if self._pool is None:
             self._told = len(outcomes)
         for waiting, rung, outcome in zip(*batch, outcomes, strict=True):
@@ -215,11 +260,35 @@ class Batcher:
             if isinstance(outcome, Exception):
                 waiting.answer.set_exception(outcome)
             else:
-                waiting.answer.set_result(Answer(rung, outcome))
+                waiting.answer.set_result(outcome if batch.call is not None else Answer(rung, outcome))
+
+
+def _joining(
+    deadline: float, request: Request = NOBODY, k: int = 0, least: int = 0, call: Callable[[], Any] | None = None
+) -> Waiting:
+    future = asyncio.get_running_loop().create_future()
+    return Waiting(future, time.monotonic(), deadline, caller.left.get(), request, k, least, call)
+
+
+def _first(line: deque[Waiting]) -> Waiting | None:
+    """The first in line, less those whose clients have left or who are late."""
+    while line:
+        waiting = line.popleft()
+        if waiting.answer.done():
+            continue
+        if waiting.left():
+            waiting.answer.cancel()
+        elif waiting.deadline < time.monotonic():
+            waiting.answer.set_exception(LateError())
+        else:
+            return waiting
+    return None
 
 
 def answers(engines: Sequence[Recommender], batch: Batch) -> Ran:
     """One outcome for each, and the seconds that every rung took; requests to a rung for as many items run together."""
+    if batch.call is not None:
+        return _called(batch.call)
     found: list[Outcome] = [RuntimeError("not asked")] * len(batch.waiting)
     groups: dict[tuple[int, int], list[int]] = {}
     for at, (waiting, rung) in enumerate(zip(*batch, strict=True)):
@@ -242,3 +311,12 @@ def _outcomes(engine: Recommender, requests: Sequence[Request], k: int) -> list[
         if len(requests) == 1:
             return [error]
         return [_outcomes(engine, [request], k)[0] for request in requests]
+
+
+def _called(call: Callable[[], Any]) -> Ran:
+    begin = time.perf_counter()
+    try:
+        outcome = call()
+    except Exception as error:
+        outcome = error
+    return [outcome], {0: time.perf_counter() - begin}

@@ -8,7 +8,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from recfit.serve.schema import HttpError
+from recfit.serve import v2
+from recfit.serve.http import overloaded
+from recfit.serve.schema import HttpError, encode
 
 
 async def refuse(request: HttpRequest, error: Exception) -> Response:
@@ -20,19 +22,30 @@ async def refuse(request: HttpRequest, error: Exception) -> Response:
         refused = HttpError(405, "method_not_allowed", f"{method} is not allowed on {path}; use {allowed}")
     else:
         refused = HttpError(error.status_code, "not_found", f"there is no route {path}; /openapi.json lists the routes")
-    return as_response(refused, error.headers)
+    return as_response(request, refused, error.headers)
 
 
-async def no(_: HttpRequest, error: Exception) -> Response:
+async def no(request: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, HttpError)
-    return as_response(error)
+    return as_response(request, error)
 
 
-async def fail(_: HttpRequest, __: Exception) -> Response:
+async def busy(request: HttpRequest, _: Exception) -> Response:
+    return as_response(request, overloaded())
+
+
+async def fail(request: HttpRequest, _: Exception) -> Response:
     """Starlette raises the exception again once this is sent, and the server logs it."""
-    return as_response(HttpError(500, "internal", "the server failed; its log has the reason"))
+    return as_response(request, HttpError(500, "internal", "the server failed; its log has the reason"))
 
 
-def as_response(refused: HttpError, headers: Mapping[str, str] | None = None) -> Response:
+def as_response(request: HttpRequest, refused: HttpError, headers: Mapping[str, str] | None = None) -> Response:
     own = {name.decode(): value.decode() for name, value in refused.headers}
-    return Response(refused.body, refused.status, {**own, **(headers or {})}, "application/json")
+    body = body_of(refused, request.url.path)
+    return Response(body, refused.status, {**own, **(headers or {})}, "application/json")
+
+
+def body_of(refused: HttpError, path: str) -> bytes:
+    """The Open Inference Protocol has a text for an error, and nothing else."""
+    of_protocol = path == "/v2" or path.startswith("/v2/")
+    return encode(v2.Refused(refused.problem.message)) if of_protocol else refused.body

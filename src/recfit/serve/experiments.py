@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from recfit.options import from_options, read_toml
+from recfit.options import check_choice, from_options, read_toml
 from recfit.types import ConfigError
 
 log = logging.getLogger("recfit.serve")
@@ -43,7 +44,7 @@ class Experiment:
 
     def __post_init__(self) -> None:
         weights = self.arms.values()
-        if len(self.arms) < 2 or not all(isinstance(w, int | float) and w > 0 for w in weights):
+        if len(self.arms) < 2 or not all(isinstance(w, int | float) and 0 < w < math.inf for w in weights):
             raise ConfigError(
                 f"experiment {self.name!r} has arms = {dict(self.arms)}; give two models or more, each a weight above 0"
             )
@@ -87,6 +88,9 @@ def read_plan(path: Path) -> Plan:
     content = read_toml(path, " of experiments; check serve.experiments")
     if unknown := content.keys() - {"experiment", "shadow"}:
         raise ConfigError(f"{path} has a table {min(unknown)!r}; allowed: experiment, shadow")
+    for kind, tables in content.items():
+        if not isinstance(tables, list):
+            raise ConfigError(f"{path} has {kind} = {tables!r}; begin each one with a line [[{kind}]]")
     experiments = [from_options(Experiment, table, f"{path}, experiment") for table in content.get("experiment", [])]
     shadows = [from_options(Shadow, table, f"{path}, shadow") for table in content.get("shadow", [])]
     for kind, found in (("experiment", experiments), ("shadow", shadows)):
@@ -96,12 +100,25 @@ def read_plan(path: Path) -> Plan:
     return Plan({one.model: one for one in experiments}, {one.model: one for one in shadows})
 
 
-class Experiments:
-    """The plan in the file `path`, as it is now; without a file nothing runs. A change that is no plan is logged, and the one
-    before goes on."""
+def plan_of(path: Path, models: Sequence[str]) -> Plan:
+    """The plan in a file, all of whose names are among `models`. Raises `ConfigError`."""
+    plan = read_plan(path)
+    for experiment in plan.experiments.values():
+        for name in (experiment.model, *experiment.arms):
+            check_choice(f"{path}: a model of experiment {experiment.name!r}", name, tuple(models))
+    for shadow in plan.shadows.values():
+        for name in (shadow.model, shadow.to):
+            check_choice(f"{path}: a model of a shadow", name, tuple(models))
+    return plan
 
-    def __init__(self, path: Path | None = None) -> None:
-        self._path, self._plan = path, Plan() if path is None else read_plan(path)
+
+class Experiments:
+    """The plan in the file `path`, as it is now, for the models that the server has then; without a file nothing runs. A change
+    that is no plan, or of other models, is logged, and the one before goes on."""
+
+    def __init__(self, path: Path | None = None, models: Callable[[], Sequence[str]] = tuple) -> None:
+        self._path, self._models = path, models
+        self._plan = Plan() if path is None else plan_of(path, models())
         self._changed, self._looked = self._stamp(), time.monotonic()
 
     @property
@@ -112,9 +129,9 @@ class Experiments:
             if (stamp := self._stamp()) != self._changed:
                 self._changed = stamp
                 try:
-                    self._plan = read_plan(self._path)
+                    self._plan = plan_of(self._path, self._models())
                     log.warning("experiments are those of %s now", self._path)
-                except ConfigError as error:
+                except (ConfigError, OSError) as error:
                     log.error("%s; the experiments before go on", error)
         return self._plan
 

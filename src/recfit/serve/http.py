@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
 import os
 from collections.abc import Awaitable, Callable, Sequence
-from threading import Event
 from time import perf_counter
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from recfit.serve.schema import MAX_BODY, HttpError
 log = logging.getLogger("recfit.serve")
 
 CLIENT_GONE = 499
-"""The status that is counted, never sent, for a client that left before its request was read (nginx's number)."""
+"""The status that is counted, never sent, for a client that left before its request was read or run (nginx's number)."""
 
 _prefix = os.urandom(4).hex()
 _numbers = itertools.count(1)
@@ -37,8 +37,18 @@ Answer = Callable[[bytes | bytearray, str], Awaitable[Reply]]
 """A request's body and id to its reply. Raises `HttpError` for an answer that says no."""
 
 
-class ClientGoneError(Exception):
-    """The client closed the connection before the body was complete."""
+class ClientGoneError(asyncio.CancelledError):
+    """The client closed the connection before the body was complete: nothing of this request is of use any more."""
+
+
+def left(receive: Receive) -> Callable[[], bool]:
+    """Whether the client is gone before its answer, as uvicorn knows it: it cancels nothing, and a task that waits for its
+    message would cost every request more than this does."""
+    cycle = getattr(receive, "__self__", None)
+    transport = getattr(cycle, "transport", None)
+    if cycle is None or transport is None:  # another server
+        return lambda: False
+    return lambda: transport.is_closing() and not cycle.response_complete
 
 
 def request_id() -> str:
@@ -49,8 +59,8 @@ def request_id() -> str:
 class Post:
     """One route. An error inside is a 500 in the log, and never ends the server."""
 
-    def __init__(self, route: str, answer: Answer, metrics: Metrics, draining: Event) -> None:
-        self._route, self._answer, self._metrics, self._draining = route, answer, metrics, draining
+    def __init__(self, route: str, answer: Answer, metrics: Metrics) -> None:
+        self._route, self._answer, self._metrics = route, answer, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = perf_counter()
@@ -58,9 +68,7 @@ class Post:
         self._metrics.in_flight.inc()
         try:
             status, (body, source, headers) = await self._reply(receive)
-            await respond(send, status, body, self._draining.is_set(), headers)
-        except ClientGoneError:
-            pass
+            await respond(send, status, body, headers)
         finally:
             self._metrics.in_flight.dec()
             self._metrics.count(self._route, source, status, perf_counter() - started)
@@ -76,8 +84,6 @@ class Post:
         except OverloadError:
             full = overloaded()
             return full.status, Reply(full.body, headers=full.headers)
-        except ClientGoneError:
-            raise
         except Exception:
             log.exception("request %s failed in the engine", number)
             return 500, Reply(engine_failed(number).body)
@@ -110,12 +116,8 @@ async def read_body(receive: Receive) -> bytes | bytearray:
             return body
 
 
-async def respond(
-    send: Send, status: int, body: bytes, close: bool, headers: Sequence[tuple[bytes, bytes]] = ()
-) -> None:
-    """Write a JSON answer; `close` tells a keep-alive client to connect anew, to another server."""
+async def respond(send: Send, status: int, body: bytes, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
+    """Write a JSON answer."""
     sent = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *headers]
-    if close:
-        sent.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": sent})
     await send({"type": "http.response.body", "body": body})

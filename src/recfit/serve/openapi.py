@@ -46,6 +46,11 @@ STRUCTS = (
     v2.InferRequest,
     v2.InferResponse,
     v2.Metadata,
+    v2.Server,
+    v2.Live,
+    v2.Ready,
+    v2.ModelReady,
+    v2.Refused,
 )
 ERRORS = {
     "400": "The body is not JSON",
@@ -92,7 +97,7 @@ def _paths(schema: dict[type, Schema]) -> Schema:
         {"name": "k", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 10}},
         MODEL,
     ]
-    similar["responses"] |= _errors(error, "404", "422", "500")
+    similar["responses"] |= _errors(error, "404", "422", "500", "503")
     ready = _operation("ready", "A recommendation was just made", _json(schema[Health]))
     ready["responses"] |= _errors(error, "404", "503")
     ready["parameters"] = [MODEL]
@@ -116,26 +121,30 @@ def _paths(schema: dict[type, Schema]) -> Schema:
 
 def _v2(schema: dict[type, Schema]) -> Schema:
     """The routes of the Open Inference Protocol."""
-    error = schema[ErrorResponse]
-    name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
-    live = _operation("v2_live", "The process is alive", _json({"type": "object"}))
-    ready = _operation("v2_ready", "A recommendation was just made", _json(schema[Health]))
+    error = schema[v2.Refused]
+    name, version = (
+        {"name": part, "in": "path", "required": True, "schema": {"type": "string"}} for part in ("name", "version")
+    )
+    server = _operation("v2_server", "The server and its version", _json(schema[v2.Server]))
+    live = _operation("v2_live", "The process is alive", _json(schema[v2.Live]))
+    ready = _operation("v2_ready", "A recommendation was just made", _json(schema[v2.Ready]))
     ready["responses"] |= _errors(error, "503")
-    model_ready = _operation("v2_model_ready", "The model just made a recommendation", _json(schema[Health]))
-    described = _operation("v2_model", "Inputs and outputs of a model", _json(schema[v2.Metadata]))
-    infer = _operation("v2_infer", "Recommendations as tensors", _json(schema[v2.InferResponse]))
-    infer["requestBody"] = {"required": True, "content": _json(schema[v2.InferRequest])}
-    infer["responses"] |= _errors(error, "400", "413", "422", "500")
-    for operation in (model_ready, described, infer):
-        operation["parameters"] = [name]
-        operation["responses"] |= _errors(error, "404", "503")
-    return {
-        "/v2/health/live": {"get": live},
-        "/v2/health/ready": {"get": ready},
-        "/v2/models/{name}": {"get": described},
-        "/v2/models/{name}/ready": {"get": model_ready},
-        "/v2/models/{name}/infer": {"post": infer},
-    }
+    found = {"/v2": {"get": server}, "/v2/health/live": {"get": live}, "/v2/health/ready": {"get": ready}}
+    for place, suffix, parameters in (("", "", [name]), ("/versions/{version}", "_version", [name, version])):
+        model_ready = _operation(
+            f"v2_model_ready{suffix}", "The model just made a recommendation", _json(schema[v2.ModelReady])
+        )
+        described = _operation(f"v2_model{suffix}", "Inputs and outputs of a model", _json(schema[v2.Metadata]))
+        infer = _operation(f"v2_infer{suffix}", "Recommendations as tensors", _json(schema[v2.InferResponse]))
+        infer["requestBody"] = {"required": True, "content": _json(schema[v2.InferRequest])}
+        infer["responses"] |= _errors(error, "400", "413", "422", "500")
+        for operation in (model_ready, described, infer):
+            operation["parameters"] = parameters
+            operation["responses"] |= _errors(error, "404", "503")
+        found[f"/v2/models/{{name}}{place}"] = {"get": described}
+        found[f"/v2/models/{{name}}{place}/ready"] = {"get": model_ready}
+        found[f"/v2/models/{{name}}{place}/infer"] = {"post": infer}
+    return found
 
 
 def _operation(name: str, summary: str, content: Schema) -> Schema:

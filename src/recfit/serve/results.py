@@ -1,8 +1,8 @@
 """Answers that were given before. A key is all that an answer depends on, so that a hit is what the engine would say.
 
-The key of a request has the bundle's id and what the user did since, in it: a new bundle, or an event of the user, asks for
-another answer, and nothing has to be taken out. What is no longer asked for makes room. A cheaper bundle's answer, given while
-there was no time for a better one, is known for some seconds only.
+The key of a request has the ids of the bundles that may answer, and what the user did since, in it: a new bundle or ladder, or
+an event of the user, asks for another answer, and nothing has to be taken out. What is no longer asked for makes room. The
+answer of a cheaper bundle, given while there was no time for a better one, is known for some seconds only.
 """
 
 from __future__ import annotations
@@ -153,6 +153,7 @@ def _size(known: Known) -> int:
     return len(known.items) + ENTRY_BYTES
 
 
-def key_of(bundle: str, request: Request, k: int) -> bytes:
-    """Equal for requests that every engine answers alike."""
-    return hashlib.blake2b(msgspec.msgpack.encode((bundle, k, request)), digest_size=16).digest()
+def key_of(bundles: str, request: Request, k: int) -> bytes:
+    """Equal for requests that every engine answers alike. `bundles` are all that may answer, for an answer knows its rung
+    among them."""
+    return hashlib.blake2b(msgspec.msgpack.encode((bundles, k, request)), digest_size=16).digest()

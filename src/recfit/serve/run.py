@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import signal
@@ -14,7 +15,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import Event
-from types import FrameType
+from types import FrameType, MappingProxyType
+from typing import cast
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -24,10 +26,11 @@ from recfit.config import Serve
 from recfit.serve import cluster, workers
 from recfit.serve.app import make_app
 from recfit.serve.batcher import Recommender
+from recfit.serve.connections import Connection, most_connections
 from recfit.serve.events import Events, beside, store
 from recfit.serve.experiments import Experiments
 from recfit.serve.exposures import Exposures
-from recfit.serve.fleet import Fleet, opened
+from recfit.serve.fleet import DEFAULT, Fleet, Paths, opened, untold
 from recfit.serve.guard import read_keys
 from recfit.serve.results import Level, Results
 from recfit.serve.shared import Shared, SharedEvents, SharedResults
@@ -40,6 +43,11 @@ KEEP_ALIVE_S = 75
 """Longer than the idle time of common load balancers (60 s), so that it is never the server that hangs up first."""
 GRACE_S = 30
 """What requests in flight get to finish."""
+LAST_S = 0.5
+"""What clients that are still connected at the end of a drain get to ask once more, and be told to go elsewhere."""
+BACKLOG = 2048
+"""Connections that wait to be accepted."""
+CLOSE = (b"connection", b"close")
 
 
 def run(bundle: str | Path, settings: Serve, *, json_greeting: bool = False) -> None:
@@ -59,16 +67,31 @@ def run(bundle: str | Path, settings: Serve, *, json_greeting: bool = False) -> 
             places.append([public])
             if settings.admin_port is not None:
                 port = settings.admin_port + at if settings.admin_port else 0
-                places[at].append(stack.enter_context(bind("127.0.0.1", port)))
+                places[at].append(stack.enter_context(bind("127.0.0.1", port, ADMIN)))
         if settings.workers > 1:
             workers.run(work, places, say)
         else:
             work(places[0], lambda told: say([told]))
 
 
-def _work(bundle: Path, settings: Serve, listeners: Sequence[socket.socket], tell: Callable[[Told], None]) -> None:
+def _work(
+    bundle: Path,
+    settings: Serve,
+    listeners: Sequence[socket.socket],
+    tell: Callable[[Told], None],
+    swapped: Callable[[Paths], None] = untold,
+    before: Paths = MappingProxyType({}),
+) -> None:
     _log()  # it may be a process of its own
-    serve(engines_of(bundle, settings), listeners, settings, tell)
+    bundle, settings = as_before(bundle, settings, before)
+    serve(engines_of(bundle, settings), listeners, settings, tell, swapped)
+
+
+def as_before(bundle: Path, settings: Serve, before: Paths) -> tuple[Path, Serve]:
+    """What a server begins with: the command line, and over it what names stood for in the process `before`."""
+    best, *cheaper = map(str, before.get(DEFAULT) or (bundle, *map(Path, settings.cheaper)))
+    models = {name: [*map(str, paths)] for name, paths in before.items() if name != DEFAULT}
+    return Path(best), replace(settings, cheaper=tuple(cheaper), models={**settings.models, **models})
 
 
 def _log() -> None:
@@ -103,6 +126,7 @@ def serve(
     listeners: Sequence[socket.socket],
     settings: Serve,
     tell: Callable[[Told], None] = lambda told: _say([told]),
+    swapped: Callable[[Paths], None] = untold,
 ) -> None:
     """Answer from open, warm engines, the best first, at a bound socket; a second one is for operators.
 
@@ -112,16 +136,22 @@ def serve(
     """
     draining = Event()
     admin_port = listeners[1].getsockname()[1] if len(listeners) > 1 else None
-    with app_of(engines, settings, draining, admin_port) as app:
+    with app_of(engines, settings, draining, admin_port, swapped) as app:
         scheme = "https" if settings.certificate else "http"
         told = {"serving": engines[0].manifest["name"], "url": url(listeners[0], scheme)}
         told |= {"admin": url(listeners[1], scheme)} if admin_port else {}
+        for listener, options in zip(listeners, (PUBLIC, ADMIN), strict=False):
+            listen(listener, options)
         Server(_config(app, settings), partial(tell, told), draining, settings.drain_s).run([*listeners])
 
 
 @contextmanager
 def app_of(
-    engines: Sequence[Recommender], settings: Serve, draining: Event | None = None, admin_port: int | None = None
+    engines: Sequence[Recommender],
+    settings: Serve,
+    draining: Event | None = None,
+    admin_port: int | None = None,
+    swapped: Callable[[Paths], None] = untold,
 ) -> Iterator[ASGIApp]:
     """The app that `settings` ask for; what it keeps is closed at the end."""
     fleet = Fleet(
@@ -133,6 +163,7 @@ def app_of(
         budget_s=settings.budget_ms / 1e3,
         shed_s=settings.shed_ms / 1e3,
         session_mb=settings.session_mb,
+        swapped=swapped,
     )
     with ExitStack() as stack:
         events, second = _stores(settings)
@@ -144,7 +175,7 @@ def app_of(
             fleet,
             draining=draining,
             events=events,
-            experiments=Experiments(_path(settings.experiments)),
+            experiments=Experiments(_path(settings.experiments), lambda: fleet.names),
             exposures=exposures,
             results=Results(int(settings.results_mb * 2**20), second=second),
             admin_port=admin_port,
@@ -167,7 +198,9 @@ def _path(name: str | None) -> Path | None:
 def _config(app: ASGIApp, settings: Serve) -> uvicorn.Config:
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=Connection,
+        limit_concurrency=most_connections(),
+        backlog=BACKLOG,
         ws="none",
         lifespan="off",
         log_config=None,
@@ -194,27 +227,45 @@ def url(listener: socket.socket, scheme: str = "http") -> str:
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A socket that owns the port and does not listen yet, so that nobody waits on a server that is loading."""
+PUBLIC, ADMIN = "--host or --port", "--admin-port"
+"""The options that say where a socket is."""
+
+
+def bind(host: str, port: int, options: str = PUBLIC) -> socket.socket:
+    """A socket at the port that does not listen yet, so that nobody waits on a server that is loading. Raises `ConfigError`
+    where another one listens."""
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
     except (OSError, OverflowError) as error:
         listener.close()
-        raise ConfigError(
-            f"can't listen on {host} port {port}: {error}; choose another with --host or --port"
-        ) from None
+        raise _taken(host, port, error, options) from None
     return listener
 
 
+def listen(listener: socket.socket, options: str = PUBLIC) -> None:
+    """Of several servers that are bound to a port before one of them listens, one gets it; raises `ConfigError` in the others.
+    uvloop would go on without it, in silence."""
+    try:
+        listener.listen(BACKLOG)
+    except OSError as error:
+        host, port = listener.getsockname()[:2]
+        raise _taken(host, port, error, options) from None
+
+
+def _taken(host: str, port: int, error: Exception, options: str) -> ConfigError:
+    return ConfigError(f"can't listen on {host} port {port}: {error}; choose another with {options}")
+
+
 class Server(uvicorn.Server):
-    """uvicorn's server, which on SIGTERM would close idle keep-alive connections at once; this one drains first."""
+    """uvicorn's server, which on SIGTERM would close idle keep-alive connections at once; this one drains first, and tells
+    every client with its next answer to connect anew, to another server."""
 
     def __init__(self, config: uvicorn.Config, ready: Callable[[], None], draining: Event, drain_s: float) -> None:
         super().__init__(config)
         self.ready, self.draining, self.drain_s = ready, draining, drain_s
-        self.exit_at = float("inf")
+        self.exit_at, self.hurry = float("inf"), False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -223,9 +274,24 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         self.force_exit = now >= self.exit_at
-        hurry = sig == signal.SIGINT or self.draining.is_set()
-        self.exit_at = now if hurry else now + self.drain_s
+        self.hurry = sig == signal.SIGINT or self.draining.is_set()
+        self.exit_at = now if self.hurry else now + self.drain_s
+        if not self.draining.is_set():
+            self.config.encoded_headers.append(CLOSE)
+            self.server_state.default_headers.append(CLOSE)  # the list that requests in flight have too
         self.draining.set()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """A connection that is closed while its next request is on the way is an error to the client."""
+        for listening in (*self.servers, *(sockets or ())):
+            listening.close()
+        end = self.exit_at + min(LAST_S, self.drain_s)
+        while self.server_state.connections and time.monotonic() < end and not self.hurry:
+            await asyncio.sleep(0.01)
+        await super().shutdown(sockets)
+
     async def on_tick(self, counter: int) -> bool:
+        if counter % 10 == 0:  # once a second
+            for connection in [*self.server_state.connections]:
+                cast(Connection, connection).look()
         return await super().on_tick(counter) or time.monotonic() >= self.exit_at

@@ -7,13 +7,14 @@ import logging
 import math
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from time import perf_counter
 
 import msgspec
 
-from recfit.serve import schema
+from recfit.serve import caller, schema
 from recfit.serve.batcher import LateError, OverloadError
 from recfit.serve.events import Events, UnavailableError
 from recfit.serve.experiments import Experiments
@@ -49,6 +50,7 @@ class Service:
     async def batch(self, body: bytes | bytearray, number: str) -> Reply:
         """A list of requests to a list of answers; one that fails has its error in its place."""
         asked = schema.parse_batch(body).requests
+        caller.charge.get()(len(asked) - 1)
         answers = await asyncio.gather(*(self._one(one, f"{number}.{at}") for at, one in enumerate(asked)))
         return Reply(encode({"outcomes": answers}))
 
@@ -69,14 +71,12 @@ class Service:
         """The answer of the model, or of the arm that the user is in, which the log then tells."""
         begin = time.monotonic()
         request, blind = await self._complete(asked.request())
-        wanted = asked.model or DEFAULT
-        name, experiment = (asked.variant, None) if asked.variant else self._experiments.arm(wanted, request.user_id)
-        model = await self._fleet.get(name)
+        name, experiment, model = await self._arm(asked, request.user_id)
         answering.set(name)
-        if (shadow := self._experiments.shadow(wanted)) is not None:
+        if (shadow := self._experiments.shadow(asked.model or DEFAULT)) is not None:
             self._shadows.send(shadow, request, asked.k)
         if asked.explain:
-            sent = await _explained(model, request, asked.k, number)
+            sent = await _explained(model, request, asked.k, _deadline(asked, begin), number)
         else:
             sent = await self._answered(model, request, asked, begin, number)
         if blind:
@@ -87,16 +87,29 @@ class Service:
             self._exposures.shown(number, request.user_id, experiment, name, sent.bundle)
         return msgspec.structs.replace(sent, variant=name)
 
+    async def _arm(self, asked: schema.RecommendRequest, user_id: str | None) -> tuple[str, str | None, Model]:
+        """The model that answers, by its name, and the experiment that the user takes part in: none where the model of their
+        arm cannot be loaded, so that the log has nobody under a model that did not answer."""
+        if asked.variant:
+            return asked.variant, None, await self._fleet.get(asked.variant, "variant")
+        wanted = asked.model or DEFAULT
+        name, experiment = self._experiments.arm(wanted, user_id)
+        if name != wanted:
+            with suppress(HttpError):  # the fleet has logged it
+                return name, experiment, await self._fleet.get(name)
+            experiment = None
+        return wanted, experiment, await self._fleet.get(wanted)
+
     async def _answered(
         self, model: Model, request: Request, asked: schema.RecommendRequest, begin: float, number: str
     ) -> schema.Sent:
-        deadline = math.inf if asked.deadline_ms is None else begin + asked.deadline_ms / 1e3
+        deadline = _deadline(asked, begin)
 
         async def make() -> Known:
             rung, found = await model.batcher.ask(request, asked.k, deadline)
             return _known(model.rungs[rung], found, rung)
 
-        key = key_of(model.best.bundle, request, asked.k)
+        key = key_of(model.bundles, request, asked.k)
         # With a deadline of its own it is made alone: others must not share its haste.
         known = await (self._results.get if deadline == math.inf else self._results.get_alone)(key, make)
         model.ladder.answered(known.rung)
@@ -129,7 +142,7 @@ class Service:
         model = await self._fleet.get(asked.model)
         answering.set(asked.model or DEFAULT)
         request, blind = await self._complete(asked.request())
-        found = await model.batcher.run(model.best.engine.score, request, asked.items)
+        found = await model.batcher.run(partial(model.best.engine.score, request, asked.items))
         scores = [None if score != score else score for score in found.tolist()]  # JSON has no NaN
         return Reply(encode(schema.ScoreResponse(scores, model.best.bundle, number, blind)), "model")
 
@@ -140,7 +153,7 @@ class Service:
         if not engine.known_item(item_id):
             message = f"the bundle does not know item {item_id[:100]!r}; /v1/bundle says which bundle it is"
             raise HttpError(404, "unknown_item", message, "item_id")
-        known = _known(model.best, await model.batcher.run(engine.similar, item_id, k))
+        known = _known(model.best, await model.batcher.run(partial(engine.similar, item_id, k)))
         return Reply(encode(_sent(known, number)), known.source)
 
     async def record(self, body: bytes | bytearray, number: str) -> Reply:
@@ -166,11 +179,22 @@ class Service:
         return replace(request, recent=recent) if recent else request, False
 
 
-async def _explained(model: Model, request: Request, k: int, number: str) -> schema.Sent:
+def _deadline(asked: schema.RecommendRequest, begin: float) -> float:
+    """On the monotonic clock."""
+    return math.inf if asked.deadline_ms is None else begin + asked.deadline_ms / 1e3
+
+
+async def _explained(model: Model, request: Request, k: int, deadline: float, number: str) -> schema.Sent:
     """Alone and by the best bundle, so that what it takes is its own."""
-    begin, spent = perf_counter(), dict[str, float]()
-    found = (await model.batcher.run(partial(model.best.engine.recommend, [request], k, spent=spent)))[0]
-    spent["total"] = (perf_counter() - begin) * 1e3
+    spent = dict[str, float]()
+
+    def timed() -> list[Recommendation]:
+        begin = perf_counter()
+        found = model.best.engine.recommend([request], k, spent=spent)
+        spent["total"] = (perf_counter() - begin) * 1e3
+        return found
+
+    found = (await model.batcher.run(timed, deadline))[0]
     return _sent(_known(model.best, found), number, spent)
 
 

@@ -1,7 +1,7 @@
 """Requests that another model sees too, and whose answers nobody gets.
 
-Shadows run in a thread and a queue of their own, so that nobody waits for them; where they can't keep up they are left out,
-and counted.
+Shadows run in a thread and a queue of their own, so that nobody waits for them; where they can't keep up, or those who get
+answers wait already, they are left out, and counted.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
+from weakref import WeakKeyDictionary
 
 from recfit.serve.batcher import Batcher
 from recfit.serve.fleet import Fleet, Served
@@ -19,6 +20,8 @@ log = logging.getLogger("recfit.serve")
 
 MOST = 64
 """Shadows under way at a time."""
+LINE_S = 0.001
+"""About what a batch takes: who is in line for longer than that waits for others, and a shadow would add to it."""
 
 
 class Shadows:
@@ -27,12 +30,12 @@ class Shadows:
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
         self._running: set[asyncio.Task[None]] = set()
-        self._queues: dict[str, tuple[Served, Batcher]] = {}
+        self._queues: WeakKeyDictionary[Served, Batcher] = WeakKeyDictionary()  # none outlives its bundle
         self.outcomes: Counter[tuple[str, str]] = Counter()
 
     def send(self, name: str, request: Request, k: int) -> None:
         """Ask model `name` as well."""
-        if len(self._running) >= MOST:
+        if len(self._running) >= MOST or self._fleet.oldest_s() > LINE_S:
             self.outcomes[name, "left out"] += 1
             return
         task = asyncio.ensure_future(self._ask(name, request, k))
@@ -41,16 +44,15 @@ class Shadows:
 
     async def _ask(self, name: str, request: Request, k: int) -> None:
         try:
-            await self._queue(name, (await self._fleet.get(name)).best).ask(request, k)
+            await self._queue((await self._fleet.get(name)).best).ask(request, k)
             self.outcomes[name, "ok"] += 1
         except Exception as error:
             if not self.outcomes[name, "failed"]:  # the first one says it for all
                 log.warning("shadow model %s failed: %s", name, error if isinstance(error, HttpError) else repr(error))
             self.outcomes[name, "failed"] += 1
 
-    def _queue(self, name: str, served: Served) -> Batcher:
-        """The queue in front of the bundle that answers for `name` now."""
-        known = self._queues.get(name)
-        if known is None or known[0] is not served:
-            known = self._queues[name] = served, Batcher([served], threads=1)
-        return known[1]
+    def _queue(self, served: Served) -> Batcher:
+        """The queue in front of a bundle."""
+        if served not in self._queues:
+            self._queues[served] = Batcher([served], threads=1)
+        return self._queues[served]

@@ -1,4 +1,4 @@
-"""A subset of the Open Inference Protocol (KServe V2), for clients that speak it: health, metadata, and `infer`.
+"""The Open Inference Protocol (KServe V2) over HTTP, for clients that speak it: health, metadata, and `infer`.
 
 `infer` takes `user_id` (BYTES, [n] or [n, 1]), or `history` (BYTES, [n, L], filled up with empty texts), or both, and `k` (an
 integer, [1]); it gives `items` (BYTES, [n, k]) and `scores` (FP32, [n, k]), filled up with empty texts and the lowest number.
@@ -7,12 +7,13 @@ integer, [1]); it gives `items` (BYTES, [n, k]) and `scores` (FP32, [n, k]), fil
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from recfit.serve import schema
+from recfit.serve import caller, schema
 from recfit.serve.http import Reply
 from recfit.serve.schema import HttpError, encode
 from recfit.serve.service import Service
@@ -56,6 +57,36 @@ class Metadata(msgspec.Struct, frozen=True):
     outputs: list[dict[str, Any]]
 
 
+class Server(msgspec.Struct, frozen=True):
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class Live(msgspec.Struct, frozen=True):
+    live: bool
+
+
+class Ready(msgspec.Struct, frozen=True):
+    ready: bool
+
+
+class ModelReady(msgspec.Struct, frozen=True):
+    name: str
+    ready: bool
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """The body of every answer of this protocol with a status of 400 or more."""
+
+    error: str
+
+
+def server() -> bytes:
+    """The body of `GET /v2`."""
+    return encode(Server("recfit", version("recfit"), []))
+
+
 def metadata(name: str, bundle: str) -> bytes:
     """The body of `GET /v2/models/NAME`."""
     inputs = [("user_id", "BYTES", [-1]), ("history", "BYTES", [-1, -1]), ("k", "INT64", [1])]
@@ -76,6 +107,7 @@ async def infer(service: Service, name: str, body: bytes | bytearray, number: st
     asked = _parse(body)
     tensors = {tensor.name: tensor for tensor in asked.inputs}
     requests, k = _requests(tensors), _k(tensors.get("k"))
+    caller.charge.get()(len(requests) - 1)
     bundle, answers, degraded = await service.found(name, requests, k)
     told = {"degraded": True} if degraded else {}
     return Reply(encode(InferResponse(name, bundle, _outputs(answers, k), asked.id or number, told)), "model")

@@ -6,8 +6,8 @@ A format's file offers
 * `write(vectors, directory, config)`: stores `vectors` (float32 [n_items, dim], row order) in `directory`, or
   refuses with `Unsupported` what it cannot hold;
 * `open_table(directory, config, threads) -> Table`;
-* optionally `row_nodes(items, rows)`: ONNX nodes that read the rows at the value `items` of any shape from the arrays of
-  `_scan.write_graph` and name them `rows`, so that one graph may hold a whole request;
+* optionally `row_nodes(items, rows, config)`: ONNX nodes that read the rows at the value `items` of any shape from the
+  arrays of `_scan.write_graph` and name them `rows`, so that one graph may hold a whole request;
 * `APPROXIMATE = True` where its tables are `Searchable` and may miss an item that an exact scan would find.
 
 Reading needs NumPy, and ONNX Runtime to score (FAISS to search, where the format says so); `write` may import `onnx`.
@@ -56,7 +56,13 @@ class Searchable(Protocol):
 
 def opened(directory: Path, described: Mapping[str, Any], threads: int) -> Table:
     """The table in `directory`, `described` by its `format` and the settings of that."""
+    module, config = configured(described)
+    table: Table = module.open_table(directory, config, threads)
+    return table
+
+
+def configured(described: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The file of the `format` that a table is `described` by, and its `Config`."""
     settings = dict(described)
     module = find("tables", settings.pop("format"))
-    table: Table = module.open_table(directory, module.Config(**settings), threads)
-    return table
+    return module, module.Config(**settings)

@@ -125,7 +125,7 @@ def _named(name: str) -> str:
     return name if name in OUTSIDE else f"code.{name}"
 
 
-def row_nodes(items: str, rows: str) -> list[Any]:
+def row_nodes(items: str, rows: str, config: object) -> list[Any]:
     """Of the rows that the scan's graph has widened."""
     from onnx import helper
 

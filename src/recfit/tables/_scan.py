@@ -56,20 +56,28 @@ def _kept(name: str, values: npt.NDArray[Any], directory: Path) -> Any:
 
 
 class Scan:
-    """Runs the graph of `write_graph`; ONNX Runtime comes in with the first call."""
+    """Runs the graph of `write_graph`; ONNX Runtime comes in with the first call, with `settings` of `ort.session`."""
 
     def __init__(self, directory: Path, threads: int) -> None:
         self._directory, self._threads = directory, threads
+        self.settings: Mapping[str, Any] = {}
 
     @cached_property
     def _session(self) -> Any:
         from recfit.runtimes import ort
 
-        return ort.session(self._directory / GRAPH, threads=self._threads)
+        return ort.session(self._directory / GRAPH, self._threads, **self.settings)
 
     def __call__(self, queries: FloatArray) -> FloatArray:
         scores: FloatArray = self._session.run(None, {"query": queries})[0]
         return scores
+
+
+def configure(table: object, settings: Mapping[str, Any]) -> None:
+    """Give `settings` to every scan that `table` holds, before its first call."""
+    for part in getattr(table, "__dict__", {}).values():
+        if isinstance(part, Scan):
+            part.settings = settings
 
 
 def open_array(directory: Path, name: str, dtype: npt.DTypeLike, *shape: int) -> npt.NDArray[Any]:

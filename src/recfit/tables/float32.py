@@ -24,7 +24,7 @@ def write(vectors: FloatArray, directory: Path, config: Config) -> None:
     _scan.write_graph(directory, [gemm], config.dim, {"rows": np.ascontiguousarray(vectors, dtype=np.float32)})
 
 
-def row_nodes(items: str, rows: str) -> list[Any]:
+def row_nodes(items: str, rows: str, config: Config) -> list[Any]:
     from onnx import helper
 
     return [helper.make_node("Gather", ["rows", items], [rows])]

@@ -36,7 +36,8 @@ class Context:
     """What a technique may use: the data, the original, and how to train.
 
     With `structure_only` nothing is trained: the pipeline has its final shape and untrained weights, enough to
-    measure its size and speed before paying for its quality. `folder` keeps what several trainings share.
+    measure its size and speed before paying for its quality. `folder` keeps what several trainings share. `tolerance` is
+    the share of the original's quality that the budget lets go, where it says so: for what `variants` proposes.
     """
 
     split: Split
@@ -45,6 +46,7 @@ class Context:
     structure_only: bool = False
     progress: bool = False
     folder: Path | None = None
+    tolerance: float | None = None
 
     @property
     def catalogue(self) -> Catalogue:

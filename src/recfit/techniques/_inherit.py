@@ -14,7 +14,7 @@ from recfit.models import Causal, Encoder, Model, Rotatable, as_module, is_ident
 from recfit.models._axes import strongest
 from recfit.models._layers import ItemTable
 from recfit.techniques._subids import importance
-from recfit.types import Split
+from recfit.types import Split, Unsupported
 
 WIDTHS = ("embedding_dim", "table_dim")
 CALIBRATION = 256  # users whose request vectors are looked at
@@ -51,15 +51,39 @@ def narrowed(model: Model, size: int, split: Split) -> Model:
     """
     small: Any = model.shrink("table_dim", torch.arange(size))
     source: ItemTable = model.items  # type: ignore[attr-defined]
-    even = torch.eye(source.width, dtype=torch.float64) / source.width
-    values, turn = torch.linalg.eigh((1 - READ) * _requests(model, split) + READ * even)
-    root, back = turn * values.sqrt() @ turn.T, turn / values.sqrt() @ turn.T
-    weights = torch.from_numpy(importance(split)).double().sqrt()[:, None]
-    axes = torch.linalg.svd(weights * source.vectors().double() @ root, full_matrices=False).Vh[:size]
+    root, back = _metric(model, split)
+    axes = _decomposed(model, root, split)[1][:size]
     change = (root @ axes.T).float()
     small.items.take_(source, change, (axes @ back).float() @ source.widen(torch.eye(source.width)))
     found: Model = small
     return found
+
+
+def _metric(model: Any, split: Split) -> tuple[Tensor, Tensor]:
+    """`H^1/2` of `narrowed`, and its inverse."""
+    even = torch.eye(model.items.width, dtype=torch.float64) / model.items.width
+    values, turn = torch.linalg.eigh((1 - READ) * _requests(model, split) + READ * even)
+    return turn * values.sqrt() @ turn.T, turn / values.sqrt() @ turn.T
+
+
+def _decomposed(model: Any, root: Tensor, split: Split) -> tuple[Tensor, Tensor]:
+    """Singular values of the weighted item vectors times `root`, the largest first, and the axes [d, d] that they belong to."""
+    weights = torch.from_numpy(importance(split)).double().sqrt()[:, None]
+    _, values, axes = torch.linalg.svd(weights * model.items.vectors().double() @ root, full_matrices=False)
+    return values, axes
+
+
+@torch.no_grad()
+def enough(model: Model, axis: str, share: float, split: Split) -> int:
+    """How many components of `axis`, the largest first, hold `share` of the energy that `cut` orders them by."""
+    if axis == "table_dim" and isinstance(getattr(model, "items", None), ItemTable):
+        energies = _decomposed(model, _metric(model, split)[0], split)[0].square()
+    elif axis == "embedding_dim" and isinstance(model, Encoder) and isinstance(model, Rotatable):
+        energies = torch.linalg.eigvalsh(_moments(model, split)).flip(0)
+    else:
+        raise Unsupported(f"energy={share} has no components of {axis!r} of {model.kind} to count; pass a size")
+    held = energies.cumsum(0) / energies.sum()
+    return min(len(held), int((held < share - 1e-9).sum()) + 1)
 
 
 @torch.no_grad()
@@ -80,9 +104,14 @@ def principal_axes(model: Model, split: Split) -> Tensor:
     """
     assert isinstance(model, Encoder)
     with torch.no_grad():
-        _, basis = torch.linalg.eigh(_energy(model.item_vectors()) + _requests(model, split))
+        _, basis = torch.linalg.eigh(_moments(model, split))
     largest_first: Tensor = basis.flip(1).float()
     return largest_first
+
+
+def _moments(model: Any, split: Split) -> Tensor:
+    """The second moments that `principal_axes` are of."""
+    return _energy(model.item_vectors()) + _requests(model, split)
 
 
 @torch.no_grad()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
-from recfit.models import Encoder, Model, Solved, as_module
+from recfit.models import Model, Solved, as_module
 from recfit.pipeline import Pipeline
 from recfit.techniques import Context
 from recfit.techniques._lessons import lesson
@@ -13,6 +14,9 @@ from recfit.training import Hold, evaluate
 from recfit.types import Unsupported
 
 CALIBRATION = 8  # batches whose gradients tell how important a weight is
+SCOPES = ("layer", "global")  # what competes: the units or weights of a layer, or of the model
+# How the original scenario's light pruning, in which 40 % leave, is repaired.
+LIGHT: Mapping[str, Any] = {"epochs": 2, "data_fraction": 0.1, "learning_rate": 1e-4}
 
 
 class FineTuning(Protocol):
@@ -45,9 +49,9 @@ def fine_tuned(
 ) -> Pipeline:
     """`pipeline` with the shrunk `model`, fine-tuned for `settings.epochs` (0 leaves it as it was cut) under `hold`.
 
-    A solved model stays as it was cut: solving it again would throw away what was kept. An encoder learns from the
-    original's scores too, which come cheap; a ranker's would cost a scan for every event. Where no epoch is as good as the
-    start, that is left, `or_start`: but under a `hold`, or where training is for something that NDCG@10 does not tell.
+    A solved model stays as it was cut: solving it again would throw away what was kept. Any other learns from the original
+    too, where that has a `lesson` for it. Where no epoch is as good as the start, that is left, `or_start`: but under a
+    `hold`, or where training is for something that NDCG@10 does not tell.
     """
     if settings.epochs > 0 and not isinstance(model, Solved):
         keeps = or_start and hold is None and not context.structure_only
@@ -55,7 +59,7 @@ def fine_tuned(
         before = _ndcg(model, context) if keeps else 0.0
         context.train(
             model,
-            distill=lesson(context) if isinstance(model, Encoder) else None,
+            distill=lesson(context, model),
             hold=hold,
             epochs=settings.epochs,
             data_fraction=settings.data_fraction,

@@ -13,10 +13,12 @@ import numpy as np
 import torch
 
 from recfit.models import Codable, Model, Rotatable, as_module, item_codes, rebuilt
+from recfit.models._layers import ItemTable
 from recfit.options import check_choice, check_ranges
 from recfit.pipeline import Pipeline
 from recfit.tables._learning import coded_rotation
 from recfit.techniques import Context
+from recfit.techniques._inherit import turned
 from recfit.techniques._shrink import fine_tuned
 from recfit.techniques._subids import ASSIGN, importance, means
 from recfit.types import FloatArray, Unsupported
@@ -24,7 +26,8 @@ from recfit.types import FloatArray, Unsupported
 
 @dataclass(frozen=True)
 class Technique:
-    """Make the item table of `parts` sub-ids out of `codes` each, chosen by `assign`, then fine-tune."""
+    """Make the item table of `parts` sub-ids out of `codes` each, chosen by `assign`, then fine-tune. A model that reads
+    items from a second table gets codes for that too."""
 
     family: ClassVar[str] = "reduce"
     order: ClassVar[int] = 35
@@ -50,25 +53,32 @@ class Technique:
             raise Unsupported(f"{model.kind} has no item table that could be made of codes; leave codes out")
         if item_codes(model) is not None:
             raise Unsupported(f"the item table of {model.kind} already is trained codes; leave codes out")
-        if model.config.table_dim:
-            raise Unsupported(f"the item table of {model.kind} is narrower than the model; make it of codes instead")
-        if model.config.embedding_dim % self.parts:
-            raise Unsupported(f"parts={self.parts} does not divide embedding_dim={model.config.embedding_dim}")
+        whole = model.config.table_dim or model.config.embedding_dim
+        if whole % self.parts:
+            name = "table_dim" if model.config.table_dim else "embedding_dim"
+            raise Unsupported(f"parts={self.parts} does not divide {name}={whole}")
         if self.codes >= model.catalogue.n_items:
             raise Unsupported(f"codes={self.codes} for {model.catalogue.n_items} items share nothing; pass fewer")
 
     def _coded(self, model: Any, context: Context) -> Any:
-        """`model` with the table of codes that is nearest to its own."""
+        """`model` with the tables of codes that are nearest to its own."""
         weights, kind = importance(context.split), "random" if context.structure_only else self.assign
-        if kind == "kmeans" and isinstance(model, Rotatable):
-            basis = coded_rotation(_vectors(model), self.parts, self.codes, weights)
-            model = model.rotated(torch.from_numpy(basis))
-        sub_ids = ASSIGN[kind](_vectors(model), context.split, self.parts, self.codes)
-        table = {"sub_ids": sub_ids, "weight": means(_vectors(model), sub_ids, self.codes, weights)}
-        config = replace(model.config, parts=self.parts, codes=self.codes, features=False, without=(), widths=())
+        narrow = bool(model.config.table_dim)
+        if kind == "kmeans" and (narrow or ("embedding_dim" in model.axes() and isinstance(model, Rotatable))):
+            turn = torch.from_numpy(coded_rotation(_vectors(model.items), self.parts, self.codes, weights))
+            model = turned(model, turn) if narrow else model.rotated(turn)
+        # Items' features become part of the vectors; those of users, which the same setting adds, stay.
+        described = {} if "user_features" in model.inputs else {"features": False, "without": ()}
+        config = replace(model.config, parts=self.parts, codes=self.codes, widths=(), **described)
         coded: Any = rebuilt(model, config)
-        rest = {name: part for name, part in as_module(model).state_dict().items() if not name.startswith("items.")}
-        coded.load_state_dict(rest | {f"items.{name}": torch.from_numpy(part) for name, part in table.items()})
+        state, module = coded.state_dict(), as_module(model)
+        state |= {name: part for name, part in module.state_dict().items() if name in state}
+        for path, table in module.named_modules():
+            if isinstance(table, ItemTable):
+                sub_ids = ASSIGN[kind](_vectors(table), context.split, self.parts, self.codes)
+                state[f"{path}.sub_ids"] = torch.from_numpy(sub_ids)
+                state[f"{path}.weight"] = torch.from_numpy(means(_vectors(table), sub_ids, self.codes, weights))
+        coded.load_state_dict(state)
         return coded.eval()
 
     @classmethod
@@ -79,10 +89,11 @@ class Technique:
         if not isinstance(model, Codable) or item_codes(model) is not None:
             return []
         codes = int(np.clip(2 ** round(np.log2(max(1, model.catalogue.n_items / 16))), 16, 256))
-        widths = [width for width in (8, 4) if model.config.embedding_dim % width == 0]
-        return [cls(model.config.embedding_dim // width, codes) for width in widths if codes < model.catalogue.n_items]
+        whole = model.config.table_dim or model.config.embedding_dim
+        widths = [width for width in (8, 4) if whole % width == 0]
+        return [cls(whole // width, codes) for width in widths if codes < model.catalogue.n_items]
 
 
-def _vectors(model: Any) -> FloatArray:
-    vectors: FloatArray = model.item_vectors().detach().float().numpy()
+def _vectors(table: ItemTable) -> FloatArray:
+    vectors: FloatArray = table.vectors().detach().float().numpy()
     return vectors

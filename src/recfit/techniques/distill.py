@@ -13,7 +13,7 @@ from recfit import models
 from recfit.pipeline import Pipeline, Stage
 from recfit.techniques import Context
 from recfit.techniques._inherit import inherit
-from recfit.techniques._lessons import ITEMS, by_heart, kept
+from recfit.techniques._lessons import ITEMS, answers_all, by_heart, kept
 from recfit.techniques._students import students
 from recfit.training import Distill
 from recfit.types import Unsupported
@@ -57,4 +57,6 @@ class Technique:
         found = students(context.original.main.model)
         if found and by_heart(context):  # they start from the original all the same
             return [cls(kind, options, alpha=0.0, beta=1.0) for kind, options in found]
-        return [cls(kind, options, cache=kept(context)) for kind, options in found]
+        # Asking a ranker anew in every epoch takes hours, so two towers learn from kept answers; `simplify` tries labels.
+        found = [(kind, options) for kind, options in found if kind != "two_tower" or answers_all(context)]
+        return [cls(kind, options, cache=ITEMS if kind == "two_tower" else kept(context)) for kind, options in found]

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from recfit.models._axes import strongest
 from recfit.options import check_choice, check_ranges
 from recfit.pipeline import Pipeline
 from recfit.techniques import Context
-from recfit.techniques._shrink import CALIBRATION, fine_tuned, size_of
+from recfit.techniques._shrink import CALIBRATION, LIGHT, SCOPES, fine_tuned, size_of
 from recfit.training import gradients
 from recfit.types import Unsupported
 
@@ -30,6 +30,9 @@ WEIGHED: Mapping[str, Callable[[Tensor, Tensor | None], Tensor]] = {
     ),
     "random": lambda weight, gradient: torch.rand(weight.shape),
 }
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "light": {"keep": 0.6, **LIGHT},
+}
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,9 @@ class Technique:
     """Keep the share `keep` of the most important units of `axis`, then fine-tune on `data_fraction` of the users.
 
     A unit counts `by` the sum over its weights w of w^2 (`l2`), |w| (`l1`), |w * gradient of the loss| (`taylor`), or by
-    chance (`random`, the control that any other has to beat). In several `rounds` each cuts a part, the first the
-    largest (as Zhu and Gupta's cubic schedule), and has its share of the epochs.
+    chance (`random`, the control that any other has to beat). It competes with the units of its own layer (`scope`
+    `layer`) or of all (`global`), which leaves layers of different widths. In several `rounds` each cuts a part, the first
+    the largest (as Zhu and Gupta's cubic schedule), and has its share of the epochs.
     """
 
     family: ClassVar[str] = "prune"
@@ -48,6 +52,7 @@ class Technique:
     axis: str
     keep: float = 0.5
     by: str = "l2"
+    scope: str = "layer"
     rounds: int = 1
     epochs: int = 20
     data_fraction: float = 1.0
@@ -55,12 +60,13 @@ class Technique:
 
     def __post_init__(self) -> None:
         check_choice("technique.prune.by", self.by, tuple(WEIGHED))
+        check_choice("technique.prune.scope", self.scope, SCOPES)
         check_ranges("technique.prune", self, keep=(1e-6, 1), epochs=(0, 1e6), data_fraction=(1e-6, 1))
         check_ranges("technique.prune", self, rounds=(1, 1000))
 
     def apply(self, pipeline: Pipeline, context: Context) -> Pipeline:
-        size = size_of(pipeline.main.model, self.axis)
-        count = max(1, round(size * self.keep))
+        size, least = self._sizes(pipeline.main.model)
+        count = max(least, round(size * self.keep))
         if count >= size:
             raise Unsupported(
                 f"keep={self.keep} of {size} {self.axis} removes nothing; pass keep < {1 - 0.5 / size:.2f}"
@@ -69,10 +75,20 @@ class Technique:
         for left in range(self.rounds - 1, -1, -1):
             model = pipeline.main.model
             wanted = count + round((size - count) * (left / self.rounds) ** 3)
-            judged = model if self.by == "l2" else _weighed(model, self.by, context)
-            best = model.shrink(self.axis, strongest(judged, self.axis, wanted))
-            pipeline = fine_tuned(pipeline, best, context, settings)
+            judged = model if self.by == "l2" or context.structure_only else _weighed(model, self.by, context)
+            best = strongest(judged, self.axis, wanted, together=self.scope == "global")
+            pipeline = fine_tuned(pipeline, model.shrink(self.axis, best), context, settings)
         return pipeline
+
+    def _sizes(self, model: Model) -> tuple[int, int]:
+        """How many units compete, and the least number that has to stay: one of every layer."""
+        size = size_of(model, self.axis)
+        if self.scope == "layer":
+            return size, 1
+        scores = model.importance(self.axis)
+        if scores.ndim == 1:
+            raise Unsupported(f"{self.axis} of {model.kind} are compared as a whole anyway; leave out scope='global'")
+        return int((scores >= 0).sum()), len(scores)
 
     @classmethod
     def variants(cls, context: Context) -> Sequence[Technique]:
@@ -86,7 +102,7 @@ def _weighed(model: Model, by: str, context: Context) -> Model:
     copy = rebuilt(model, model.config)
     as_module(copy).load_state_dict(as_module(model).state_dict())
     found: Mapping[str, Tensor] = {}
-    if by == "taylor" and not context.structure_only:
+    if by == "taylor":
         if isinstance(copy, Solved):
             raise Unsupported(f"{model.kind} is solved in closed form and has no loss to expand; use by='l2'")
         found = gradients(copy, context.split, context.fit, CALIBRATION)

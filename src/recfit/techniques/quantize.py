@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from torch import nn
 
 from recfit import graphs
 from recfit.export import Surroundings, export, sensitivities, surroundings
 from recfit.measure import lists, quality
-from recfit.models import Model
+from recfit.models import Model, as_module
 from recfit.models._layers import ItemTable
 from recfit.options import check_choice, check_ranges, from_options
 from recfit.pipeline import Pipeline, Stage
@@ -31,6 +32,9 @@ from recfit.types import ConfigError, Queries, Unsupported
 AUTO = "auto"
 METRIC = "ndcg@10"
 
+# Below this many numbers in its linear layers (0.4 MB of floats) a graph is proposed as int8 alone: there is little left
+# that fewer bits would save, or layers left float32 would mend.
+LARGE = 100_000
 # Below this many items the codebooks of `pq` outweigh what they save over int4 rows.
 CODED_ITEMS = 4000
 
@@ -40,8 +44,8 @@ class Technique:
     """Store the graph in the format `graph` with `graph_options`, and the item table in the format `table`
     with `table_options`; `float32` leaves either, and a table of trained codes is left as it is.
 
-    The `restore` layers that the graph's output is most sensitive to stay float32; "auto" restores as few as keep the
-    loss of NDCG@10 on the requests that end trainings within the share `tolerance`.
+    The `restore` layers that the graph's output is most sensitive to stay float32; "auto" restores as few as lose no more
+    than the share `tolerance` of the original's NDCG@10, on the requests that end trainings.
     """
 
     family: ClassVar[str] = "quantize"
@@ -115,7 +119,7 @@ class Technique:
         ]
         if self.restore == AUTO:
             queries = context.split.validation
-            floor = (1 - self.tolerance) * _ndcg(replace(stage, graph="float32", graph_options={}), around, queries)
+            floor = (1 - self.tolerance) * _ndcg(context.original.main, around, queries)
             count = bisect_left(stages, True, key=lambda less: _ndcg(less, around, queries) >= floor)
         else:
             count = int(self.restore)
@@ -127,16 +131,25 @@ class Technique:
 
     @classmethod
     def variants(cls, context: Context) -> Sequence[Technique]:
+        """What usually pays first. What restores layers is given what the budget lets go of quality."""
         main = context.original.main
-        tables: list[Technique] = []
-        if _stored_rows(main):
-            tables = [cls(graph="float32"), cls(graph="float32", table="int4"), cls(graph="codebook", table="int4")]
-            tables.append(cls(graph="int8_block"))
+        rows = _stored_rows(main)
+        large = sum(layer.weight.numel() for layer in linears(main.model)) >= LARGE
+        found = [cls(), cls(graph="float32") if rows else cls(graph="codebook")]
+        if large:
+            careful = cls(restore=AUTO) if context.tolerance is None else cls(restore=AUTO, tolerance=context.tolerance)
+            found += [cls(graph="int4"), careful, replace(careful, graph="int4")]
+        if rows:
+            found.append(cls(table="int4"))
             dim = getattr(main.model.config, "embedding_dim", 0)
             if main.model.catalogue.n_items >= CODED_ITEMS and dim >= 8:
-                parts = [{"parts": dim // width} for width in (4, 8)]
-                tables += [cls(graph="float32", table="pq", table_options=part) for part in parts]
-        return [*tables, cls(), *([] if tables else [cls(graph="codebook")])]
+                found.append(cls(table="pq", table_options={"parts": dim // 4}))
+        return [*found, cls(graph="int8_static")] if large else found
+
+
+def linears(model: Model) -> list[nn.Linear]:
+    """The linear layers of `model`."""
+    return [part for part in as_module(model).modules() if isinstance(part, nn.Linear)]
 
 
 def _stored_rows(stage: Stage) -> bool:

@@ -15,13 +15,13 @@ from recfit.options import check_choice, check_ranges
 from recfit.pipeline import Pipeline
 from recfit.techniques import Context
 from recfit.techniques._masks import Masks, matrices
-from recfit.techniques._shrink import CALIBRATION, fine_tuned
+from recfit.techniques._shrink import CALIBRATION, LIGHT, SCOPES, fine_tuned
 from recfit.training import gradients
 from recfit.types import Unsupported
 
 RAMP = 0.5  # of the fine-tuning, until the cubic schedule has reached its sparsity
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "light": {"sparsity": 0.4, "epochs": 2, "data_fraction": 0.1, "learning_rate": 1e-4},
+    "light": {"sparsity": 0.4, **LIGHT},
 }
 
 
@@ -48,7 +48,7 @@ class Technique:
 
     def __post_init__(self) -> None:
         check_choice("technique.sparsify.by", self.by, ("l1", "taylor", "random"))
-        check_choice("technique.sparsify.scope", self.scope, ("layer", "global"))
+        check_choice("technique.sparsify.scope", self.scope, SCOPES)
         check_choice("technique.sparsify.schedule", self.schedule, ("one_shot", "cubic"))
         check_ranges("technique.sparsify", self, sparsity=(1e-3, 0.999), epochs=(0, 1e6), data_fraction=(1e-6, 1))
 

@@ -13,6 +13,7 @@ from recfit.registry import find, names
 from recfit.tables._faiss import ROWS
 from recfit.techniques import Context
 from recfit.techniques._lessons import kept
+from recfit.techniques._students import two_tower
 from recfit.techniques.distill import Technique as Distill
 from recfit.types import Unsupported
 
@@ -92,11 +93,16 @@ class Technique:
 
     @classmethod
     def variants(cls, context: Context) -> Sequence[Technique]:
+        """Retrievers that cost little, with few and with many candidates; a ranker, which gains most, is offered two towers
+        beside them. Indexes for an encoder of a large catalogue."""
         main, n_items = context.original.main, context.split.n_items
+        towers = [two_tower(main.model)] if main.kind == "ranker" else []
         if n_items >= MANY_ITEMS:
             if main.kind == "encoder" and not main.identity:
                 return [cls(ITSELF, table=table) for table in ("ivf", "hnsw", "pq_scan")]
-            return [cls("als", candidates=count, table="int8") for count in (200, 1000)]
+            found = [cls("als", candidates=count, table="int8") for count in (200, 1000)]
+            return [*found, *(cls(kind, options, candidates=200, table="int8") for kind, options in towers)]
         few, many = (max(20, round(n_items * share)) for share in (0.05, 0.15))
         small = [cls("als", candidates=few)] if few < many else []
-        return [*small, cls("als", candidates=many), cls("itemknn", candidates=many)]
+        learned = [cls(kind, options, candidates=few) for kind, options in towers]
+        return [*small, cls("als", candidates=many), cls("itemknn", candidates=many), *learned]

@@ -81,7 +81,8 @@ class Distill:
     1503.02531), or the teacher's best items as positives that weigh `exp(-rank / 10)` (`ranking`; Tang and Wang, KDD 2018,
     arXiv 1809.07428). The feature loss is the squared distance of the teacher's vector from a learned linear map of the
     student's (Romero et al., arXiv 1412.6550). `cache` is how many items of each of the teacher's answers are computed once
-    and kept in `folder` (in memory without one); 0 asks the teacher in every step.
+    and kept in `folder` (in memory without one); 0 asks the teacher in every step: for the scores of the whole catalogue, or
+    where the student is a ranker for those of the candidates in its batch.
     """
 
     teacher: Model

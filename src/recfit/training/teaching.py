@@ -63,7 +63,9 @@ class Teaching:
     def of_candidates(self, student: Ranker, batch: Batch, items: Tensor, given: Tensor) -> Tensor:
         """The lesson's loss for a student that scored the candidates `items` [B, C] with `given`.
 
-        A teacher that is asked scores just these; of known answers the student scores the best items instead.
+        A teacher that is asked scores just these. Its softmax, not its sigmoids as soft labels, whatever the student's own
+        loss is: those would hold the student to the level of the scores too, which ranks nothing. Of known answers the
+        student scores the best items instead.
         """
         temperature = self.distill.temperature
         if self.answers is None:
