@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import sys
 from collections.abc import Mapping
@@ -16,7 +17,8 @@ FOLDER = Path(__file__).parent.parent / "docs" / "results"
 
 
 def save(benchmark: str, label: str, found: Mapping[str, Any]) -> Path:
-    """Write `found` to `docs/results/DATE-benchmark-label.json`, in the place of one of the same day; returns the path."""
+    """Write `found` to `docs/results/DATE-benchmark-label.json`, in the place of one of the same day; returns the path. What is
+    no finite number becomes null, since JSON has no other word for it."""
     now = datetime.now(UTC)
     about = {
         "benchmark": benchmark,
@@ -26,8 +28,17 @@ def save(benchmark: str, label: str, found: Mapping[str, Any]) -> Path:
     }
     FOLDER.mkdir(exist_ok=True)
     path = FOLDER / f"{'-'.join(filter(None, (f'{now:%Y-%m-%d}', benchmark, label)))}.json"
-    path.write_text(json.dumps({**about, **found}, indent=1, default=str) + "\n", encoding="utf-8")
+    text = json.dumps(_finite({**about, **found}), indent=1, default=str, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
     return path
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def command() -> str:

@@ -33,8 +33,11 @@ class Started:
 
 @contextmanager
 def started(bundle: str, flags: Sequence[str], cores: set[int] | None = SERVER) -> Iterator[Started]:
-    """`recfit serve bundle` with `flags` on free ports and on `cores` (None: all), stopped at the end."""
+    """`recfit serve bundle` with `flags` on free ports and on `cores` (None: all), stopped at the end; it knows nothing of
+    events of other runs."""
     ports = ["--port", "0", "--admin-port", "0", "--json"]
+    if not {"--events", "--redis"} & {*flags}:
+        ports += ["--events", ":memory:"]
     command = [sys.executable, "-m", "recfit.cli", "serve", bundle, *ports, *flags]
     pin = None if cores is None else (lambda: os.sched_setaffinity(0, cores))
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=pin)

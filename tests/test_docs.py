@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import re
 import subprocess
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from benchmarks import record
 
 from recfit import models
 from recfit.config import parse
@@ -155,3 +158,21 @@ def test_the_commands_of_the_readme_exist() -> None:
 def test_links_between_pages_lead_somewhere(path: Path) -> None:
     targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", path.read_text())
     assert not [target for target in targets if not (path.parent / target).exists()]
+
+
+def refuse(word: str) -> float:
+    raise ValueError(f"{word} is no JSON")
+
+
+@pytest.mark.parametrize("path", sorted((DOCS / "results").glob("*.json")), ids=lambda path: path.stem)
+def test_results_are_json_for_every_reader(path: Path) -> None:
+    assert json.loads(path.read_text(), parse_constant=refuse)
+
+
+def test_what_is_no_number_is_recorded_as_null(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record, "FOLDER", tmp_path / "results")
+    found = {"ms": {"50": 1.5, "100": math.inf}, "rows": [(math.nan, np.float64("inf")), {"path": tmp_path}], "n": 3}
+    written = json.loads(record.save("toy", "", found).read_text(), parse_constant=refuse)
+    assert written["ms"] == {"50": 1.5, "100": None}
+    assert written["rows"] == [[None, None], {"path": str(tmp_path)}]
+    assert (written["benchmark"], written["n"]) == ("toy", 3)

@@ -62,7 +62,7 @@ class Peer:
     def command(self, port: int) -> list[str]:
         if self.bundle:
             serve = ["recfit.cli", "serve", self.bundle, "--port", str(port), "--results-mb", "0", "--drain-s", "0"]
-            return [sys.executable, "-m", *serve, *self.given]
+            return [sys.executable, "-m", *serve, "--events", ":memory:", *self.given]
         return [sys.executable, "-m", f"benchmarks.servers.{self.module}", str(port), *self.given]
 
 

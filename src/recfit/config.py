@@ -15,6 +15,8 @@ from typing import Any
 from recfit.options import check_choice, check_ranges, from_options, read_toml
 from recfit.types import ConfigError
 
+MEMORY = ":memory:"
+"""The name of a file that is none."""
 # Below that, a p99 is the word of fewer than ten requests.
 MIN_REQUESTS = 1000
 
@@ -98,9 +100,10 @@ class Serve:
     So many `workers`, processes with a server each, answer at the port; what users do must then be kept where all of them
     find it. With `engine` "ray" they are replicas on Ray Serve, on one machine or many, up to `most_workers` as the load asks
     for (0: no more). Models run on the event loop or in so many `threads` of each. `events` is the file that keeps what users
-    do while it runs (None: it is forgotten at the end). After SIGTERM it goes on for `drain_s` seconds, until load balancers
-    have noticed. `results_mb` of answers are kept for those who ask the same again. `session_mb` of what the model of each
-    bundle worked out are kept for those who ask with an event more; above 0 it also makes bundles whose graphs can go on so.
+    do for `events_days` (0: for ever); None is BUNDLE.events.db beside the bundle, ":memory:" forgets it at the end.
+    After SIGTERM it goes on for `drain_s` seconds, until load balancers have noticed. `results_mb` of answers are kept for
+    those who ask the same again. `session_mb` of what the model of each bundle worked out are kept for those who ask with an
+    event more; above 0 it also makes bundles whose graphs can go on so.
     Servers that are given the same `redis` share events (instead of the file) and answers.
     `cheaper` are bundles that answer where the first cannot keep `budget_ms`, the best first; who would wait longer than
     `shed_ms` is told to come back. `models` are more bundles by
@@ -109,7 +112,7 @@ class Serve:
     resident memory those that were used least recently leave (0: no bound). `admin_port`, on this machine alone, lets
     bundles be swapped; every further worker has the next one. `keys` is the file of those who may ask (None: everybody may),
     `certificate` and `private_key` are the PEM files for TLS. `experiments` is a file that says which users get which model,
-    `exposures` the log of what they were shown.
+    `exposures` the log of what they were shown, for `exposures_days`.
     """
 
     host: str = "127.0.0.1"
@@ -120,6 +123,7 @@ class Serve:
     most_workers: int = 0
     threads: int = 0
     events: str | None = None
+    events_days: float = 30.0
     drain_s: float = 1.0
     results_mb: float = 32.0
     session_mb: float = 0.0
@@ -136,10 +140,12 @@ class Serve:
     private_key: str | None = None
     experiments: str | None = None
     exposures: str | None = None
+    exposures_days: float = 180.0
 
     def __post_init__(self) -> None:
         check_ranges("serve", self, port=(0, 65535), workers=(1, 1024), most_workers=(0, 1024), threads=(0, 1024))
         check_ranges("serve", self, drain_s=(0, 3600), memory_mb=(0, 1e9))
+        check_ranges("serve", self, events_days=(0, 36_500), exposures_days=(0, 36_500))
         check_ranges("serve", self, budget_ms=(0.1, 1e6), shed_ms=(0.1, 1e9), results_mb=(0, 1e6), session_mb=(0, 1e6))
         if (self.certificate is None) != (self.private_key is None):
             raise ConfigError("serve.certificate and serve.private_key go together; give both, or neither")
@@ -174,7 +180,7 @@ class Serve:
                 raise ConfigError(
                     f'serve.most_workers = {self.most_workers} is for the engine "ray"; say how many there are in workers'
                 )
-            if most > 1 and self.redis is None and self.events is None:
+            if most > 1 and self.redis is None and self.events in (None, MEMORY):
                 raise ConfigError(
                     f"serve.workers = {most} must share what users do; name a file in serve.events, or a serve.redis"
                 )
@@ -272,7 +278,7 @@ def anchored(settings: Settings, folder: Path) -> Settings:
         given,
         cheaper=all_of(given.cheaper),
         models={name: all_of(given.rungs(name)) for name in given.models},
-        events=resolve(given.events),
+        events=given.events if given.events == MEMORY else resolve(given.events),
         keys=resolve(given.keys),
         certificate=resolve(given.certificate),
         private_key=resolve(given.private_key),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Dialog, Page, expect
 
 KEYS = f'[[key]]\nname = "shop"\nsha256 = "{hashlib.sha256(b"s3cret").hexdigest()}"\n'
 PLAN = """
@@ -87,6 +87,33 @@ def test_somebody_asks_and_sees_what_the_server_does(page: Page, url: str) -> No
     page.get_by_label("Items").fill("")
     page.get_by_role("button", name="Recommend").click()
     expect(page.locator("#told.bad")).to_contain_text("k: expected `int` >= 1")
+
+
+@pytest.mark.parametrize("url", [True], indirect=True)
+@pytest.mark.parametrize("given", ["", "wrong"], ids=["cancelled", "a wrong one"])
+def test_a_key_is_asked_for_once_and_then_by_a_button(browser: Browser, url: str, given: str) -> None:
+    page, answers = browser.new_page(), [given, "s3cret"]
+    asked: list[str] = []
+
+    def answer(dialog: Dialog) -> None:
+        asked.append(dialog.message)
+        word = answers[len(asked) - 1]
+        dialog.accept(word) if word else dialog.dismiss()
+
+    page.on("dialog", answer)
+    page.goto(url)
+    expect(page.locator("#state.bad")).to_contain_text("the key is missing or not known")
+    with page.expect_response("**/v1/status"):  # it goes on looking, and nobody is asked
+        pass
+    page.get_by_label("User").fill("1")
+    page.get_by_role("button", name="Recommend").click()
+    expect(page.locator("#told.bad")).to_contain_text("the key is missing or not known")
+    assert len(asked) == 1
+    page.get_by_role("button", name="Give a key").click()
+    expect(page.locator("#state")).to_have_text("live")
+    expect(page.locator("#key")).to_be_hidden()
+    assert len(asked) == 2
+    page.close()
 
 
 @pytest.mark.parametrize("url", [False], indirect=True)

@@ -152,11 +152,12 @@ def test_metrics_count_requests_by_source_and_status(call) -> None:
     found = samples(answer.text)
     requests = {labels: value for (name, labels), value in found.items() if name == "recfit_requests_total"}
     assert requests == {
-        (("route", PATH), ("source", "model"), ("status", "200")): 2,
-        (("route", PATH), ("source", "fallback"), ("status", "200")): 1,
-        (("route", PATH), ("source", "none"), ("status", "422")): 1,
+        (("model", "default"), ("route", PATH), ("source", "model"), ("status", "200")): 2,
+        (("model", "default"), ("route", PATH), ("source", "fallback"), ("status", "200")): 1,
+        (("model", "none"), ("route", PATH), ("source", "none"), ("status", "422")): 1,
     }
-    assert found["recfit_request_seconds_count", (("route", PATH), ("source", "model"))] == 2
+    asked = (("model", "default"), ("route", PATH), ("source", "model"))
+    assert found["recfit_request_seconds_count", asked] == 2
     assert found["recfit_requests_in_flight", ()] == 0
     assert (
         found[

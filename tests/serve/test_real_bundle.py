@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import ssl
 import subprocess
@@ -129,7 +130,7 @@ def test_tls_keys_events_and_operators_of_a_running_server(bundle: Path, tmp_pat
 
 
 def test_a_certificate_without_its_key_is_told_in_a_line(bundle: Path) -> None:
-    command = [sys.executable, "-m", "recfit.cli", "serve", str(bundle), "--port", "0"]
+    command = [sys.executable, "-m", "recfit.cli", "serve", str(bundle), "--port", "0", "--events", ":memory:"]
     for given, words in (
         (["--certificate", str(TLS / "certificate.pem")], "go together; give both, or neither"),
         (
@@ -141,3 +142,47 @@ def test_a_certificate_without_its_key_is_told_in_a_line(bundle: Path) -> None:
         assert done.returncode == 2
         assert words in done.stderr
         assert done.stderr.count("\n") == 1
+
+
+def test_nothing_is_written_beside_what_is_no_bundle(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "recfit.cli", "serve", str(tmp_path / "nowhere"), "--port", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert [*tmp_path.iterdir()] == []
+
+
+def served_once(bundle: Path, event: str | None) -> tuple[list[str], str]:
+    """Start, record an event of user 1, ask for them, end: the items, and what was logged."""
+    command = [sys.executable, "-m", "recfit.cli", "serve", str(bundle), "--port", "0", "--drain-s", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        base = process.stdout.readline().split()[-1]
+        if event is not None:
+            body = {"events": [{"user_id": "1", "item_id": event}]}
+            assert httpx.post(f"{base}/v1/events", json=body).json()["kept"] == 1
+        found = httpx.post(f"{base}/v1/recommend", json={"user_id": "1", "k": 12}).json()["items"]
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=30)
+    return [item["item_id"] for item in found], log
+
+
+LINE = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} "
+
+
+def test_events_are_kept_beside_the_bundle_where_no_file_is_named(bundle: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(bundle, tmp_path / "own"))
+    before, log = served_once(own, "i7")
+    assert "i7" not in before
+    assert re.fullmatch(rf"{LINE}INFO recfit\.serve: what users do is kept in {own}\.events\.db\n", log)
+    assert served_once(own, None)[0] == before
+
+
+def test_where_nothing_can_be_written_it_starts_and_says_that_events_are_forgotten(
+    bundle: Path, tmp_path: Path
+) -> None:
+    own = Path(shutil.copytree(bundle, tmp_path / "own"))
+    (tmp_path / "own.events.db").mkdir()  # as good as a file system that takes no writes
+    before, log = served_once(own, "i7")
+    assert "i7" not in before
+    assert re.fullmatch(rf"{LINE}WARNING recfit\.serve: what users do is forgotten at the end, since .*\n", log)
+    assert "i7" in served_once(own, None)[0]

@@ -184,7 +184,7 @@ def test_a_client_that_leaves_early_is_counted_and_not_answered(call) -> None:
     app = app_of(FakeEngine())
     assert asgi(app, [part(b"{", True), {"type": "http.disconnect"}]) == []
     metrics = call(app, "GET", "/metrics").text
-    assert 'recfit_requests_total{route="/v1/recommend",source="none",status="499"} 1.0' in metrics
+    assert 'recfit_requests_total{model="none",route="/v1/recommend",source="none",status="499"} 1.0' in metrics
     assert "recfit_requests_in_flight 0.0" in metrics
 
 

@@ -170,8 +170,8 @@ def test_requests_of_clients_that_left_are_not_run(threads: int) -> None:
         _, complaints = process.communicate(timeout=30)
     assert ("slow" in ran, "stayed" in ran) == (True, True)
     assert not [user for user in ran if user.startswith("gone")]
-    assert 'recfit_requests_total{route="/v1/recommend",source="none",status="499"} 5.0' in counted
-    assert 'recfit_requests_total{route="/v1/recommend/batch",source="none",status="499"} 5.0' in counted
+    assert 'recfit_requests_total{model="default",route="/v1/recommend",source="none",status="499"} 5.0' in counted
+    assert 'recfit_requests_total{model="none",route="/v1/recommend/batch",source="none",status="499"} 5.0' in counted
     assert complaints == ""
 
 

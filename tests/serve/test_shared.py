@@ -120,7 +120,12 @@ def test_the_newest_events_are_kept_and_not_for_ever(redis: Redis) -> None:
         found = await events.recent("ü")
         assert (len(found), found[0], found[-1]) == (KEEP, "6", "new")
         assert await events.recent("nobody") == ()
-        assert 0 < await shared.call("TTL", PREFIX + b"events:" + "ü".encode()) <= module.DAYS * 86_400
+        key = PREFIX + b"events:" + "ü".encode()
+        assert 29 * 86_400 < await shared.call("TTL", key) <= 30 * 86_400
+        await SharedEvents(shared, days=0.5).add([("ü", "newer")])
+        assert 40_000 < await shared.call("TTL", key) <= 43_200
+        await SharedEvents(shared, days=0).add([("ü", "newest")])
+        assert await shared.call("TTL", key) == -1
         await shared.aclose()
 
     asyncio.run(run())
@@ -141,6 +146,12 @@ def test_without_redis_requests_are_answered_and_with_it_again_shared(
                 answer = await here.post(PATH, json={"user_id": "7", "k": 1 + n})
                 assert answer.status_code == 200
                 assert answer.json()["items"][0]["item_id"] == "i0"  # nobody knows of the event at the moment
+                assert answer.json()["degraded"]
+            told = (await here.get("/metrics")).text
+            assert "recfit_answers_without_events_total 30.0" in told
+            assert "recfit_redis_up 0.0" in told
+            assert f'recfit_redis_commands_lost_total{{reason="skipped"}} {shared.skipped}.0' in told
+            assert f'recfit_redis_commands_lost_total{{reason="failed"}} {shared.failures}.0' in told
             refused = await here.post("/v1/events", json={"events": [{"user_id": "7", "item_id": "i1"}]})
             assert (refused.status_code, refused.json()["error"]["code"]) == (503, "store_unavailable")
             assert shared.failures <= 4  # the breaker spares everybody the wait
@@ -149,8 +160,10 @@ def test_without_redis_requests_are_answered_and_with_it_again_shared(
             await asyncio.sleep(0.4)
             kept = await here.post("/v1/events", json={"events": [{"user_id": "7", "item_id": "i2"}]})
             assert kept.status_code == 200
-            back = (await here.post(PATH, json={"user_id": "7", "k": 40})).json()["items"]
-            assert "i2" not in {item["item_id"] for item in back}
+            back = (await here.post(PATH, json={"user_id": "7", "k": 40})).json()
+            assert "degraded" not in back
+            assert "i2" not in {item["item_id"] for item in back["items"]}
+            assert "recfit_redis_up 1.0" in (await here.get("/metrics")).text
         await shared.aclose()
 
     asyncio.run(run())

@@ -27,7 +27,9 @@ def add_commands(commands: Commands) -> None:
     serve.add_argument(
         "--threads", type=int, help="threads of the engine (default: 0, the event loop, for fast models)"
     )
-    serve.add_argument("--events", help="a file that keeps what users do (POST /v1/events) over restarts")
+    text = "the file that keeps what users do (default: BUNDLE.events.db; :memory: forgets it at the end)"
+    serve.add_argument("--events", help=text)
+    serve.add_argument("--events-days", type=float, help="days for which it is kept (default: 30; 0: for ever)")
     serve.add_argument("--admin-port", type=int, help="a port on this machine alone, where bundles are swapped")
     serve.add_argument("--keys", help="a TOML file of who may ask, and how often (docs/serving.md)")
     serve.add_argument("--certificate", help="a PEM file for TLS ...")
@@ -39,6 +41,7 @@ def add_commands(commands: Commands) -> None:
     serve.add_argument("--session-mb", type=float, help=text)
     serve.add_argument("--experiments", help="a TOML file of A/B tests and shadows, read again when it changes")
     serve.add_argument("--exposures", help="the log of what users in an experiment were shown and did")
+    serve.add_argument("--exposures-days", type=float, help="days for which that is kept (default: 180; 0: for ever)")
     serve.add_argument("--redis", help="servers that are given the same address share events and answers")
     serve.add_argument("--drain-s", type=float, help="seconds from SIGTERM to closing (default: 1)")
 

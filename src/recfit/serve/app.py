@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from threading import Event
 
@@ -26,11 +26,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from recfit.serve import caller, openapi, v2
 from recfit.serve.admin import make_admin
 from recfit.serve.batcher import OverloadError
+from recfit.serve.counted import Counted
 from recfit.serve.errors import busy, fail, no, refuse
-from recfit.serve.events import Events, SqliteEvents
+from recfit.serve.events import Events, MemoryEvents
 from recfit.serve.experiments import Experiments
 from recfit.serve.exposures import Exposures
 from recfit.serve.fleet import Fleet, Model
+from recfit.serve.guard import Guard, Key
 from recfit.serve.http import ClientGoneError, Post, left, read_body, request_id
 from recfit.serve.metrics import CONTENT_TYPE, Metrics
 from recfit.serve.results import Results
@@ -53,18 +55,21 @@ def make_app(
     exposures: Exposures | None = None,
     results: Results | None = None,
     admin_port: int | None = None,
+    keys: Sequence[Key] | None = None,
 ) -> ASGIApp:
     """The app that answers from the bundles of `fleet`; `events` is what users did since (in memory where it is not given),
     `exposures` the log of what users in `experiments` were shown (without one it is not kept), `results` the answers that were
-    given before. What comes in at `admin_port` may use the routes of operators, and nothing else does.
+    given before, `keys` those who may ask (None: everybody). What comes in at `admin_port` may use the routes of operators, and
+    nothing else does.
 
     Once `draining` is set `/readyz` answers 503.
     """
     draining = draining or Event()
     results = results or Results()
     experiments = experiments or Experiments()
-    service = Service(fleet, events or SqliteEvents(), results, experiments, exposures)
-    metrics = Metrics(fleet, results, service.shadows)
+    events = events or MemoryEvents()
+    service = Service(fleet, events, results, experiments, exposures)
+    metrics = Metrics(fleet, results, service.shadows, events, exposures)
     bodies = {
         "/v1/recommend": service.recommend,
         "/v1/recommend/batch": service.batch,
@@ -83,7 +88,7 @@ def make_app(
             Route("/healthz", fixed(encode(Health("ok")))),
             Route("/readyz", readyz(fleet, draining)),
             Route("/metrics", exposition(metrics)),
-            Route("/v1/status", current(partial(status, fleet, results, metrics.recent, experiments))),
+            Route("/v1/status", current(partial(status, fleet, metrics.recent, experiments))),
             *(Route(path, console(*page(path))) for path in PAGES),
             Route("/openapi.json", fixed(openapi.document())),
         ],
@@ -91,7 +96,7 @@ def make_app(
     )
     cold.router.redirect_slashes = False
 
-    admin = make_admin(fleet)
+    admin, counted = make_admin(fleet), Counted(cold, metrics)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         found: ASGIApp | None = (
@@ -102,12 +107,12 @@ def make_app(
         gone = left(receive)
         caller.left.set(gone)
         try:
-            await (found or cold)(scope, receive, send)
+            await (found or counted)(scope, receive, send)
         except asyncio.CancelledError as error:
             if not (isinstance(error, ClientGoneError) or gone()):
                 raise
 
-    return app
+    return app if keys is None else Guard(app, keys, metrics.refused)
 
 
 def similar(service: Service) -> Endpoint:

@@ -2,24 +2,28 @@
 
 Rows wait in memory and are written together, by a thread of their own, so that no request waits for the disk. User ids are
 hashed with the log's own salt: equal users are equal, who they are is not in it. After a crash the rows of the last moment are
-missing, on both sides of an experiment alike.
+missing, on both sides of an experiment alike. The oldest rows leave as new ones come.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import sqlite3
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
-from recfit.serve.sqlite import opened
+from recfit.serve.events import DAY_S
+from recfit.serve.sqlite import forget, opened
 from recfit.types import ConfigError
 
 log = logging.getLogger("recfit.serve")
 
+DAYS = 180.0
 EVERY_S = 0.5
 MOST_ROWS = 100_000
 """Rows that may wait; what comes on top while the disk does not take any is counted and left out."""
@@ -33,16 +37,16 @@ CREATE INDEX IF NOT EXISTS by_request ON feedback (request);
 
 
 class Exposures:
-    """The log in the file `path` (SQLite)."""
+    """The log in the file `path` (SQLite), of the last `days` (0: of all). `dropped` counts rows that were lost."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, days: float = DAYS) -> None:
         try:
             self._file = opened(path, TABLES)
             self._file.execute("INSERT OR IGNORE INTO about VALUES ('salt', ?)", (os.urandom(16),))
             (self._salt,) = self._file.execute("SELECT value FROM about WHERE key = 'salt'").fetchone()
         except sqlite3.Error as error:
             raise ConfigError(f"the exposure log {path} cannot be opened: {error}; name another") from error
-        self.dropped = 0
+        self.dropped, self._past_s = 0, days * DAY_S or math.inf
         self._shown: list[tuple[str, str, str, str, str, float]] = []
         self._made: list[tuple[str, str | None, str, float]] = []
         self._over = threading.Event()
@@ -71,9 +75,15 @@ class Exposures:
         self._file.close()
 
     def _write(self) -> None:
+        with suppress(sqlite3.Error):  # another server may do it
+            while self._forget("exposures", 10_000) or self._forget("feedback", 10_000):
+                pass
         while not self._over.wait(EVERY_S):
             self._flush()
         self._flush()
+
+    def _forget(self, table: str, most: int) -> int:
+        return forget(self._file, table, time.time() - self._past_s, most)
 
     def _flush(self) -> None:
         shown, self._shown = self._shown, []
@@ -84,6 +94,8 @@ class Exposures:
             self._file.execute("BEGIN IMMEDIATE")
             self._file.executemany("INSERT INTO exposures VALUES (?, ?, ?, ?, ?, ?)", shown)
             self._file.executemany("INSERT INTO feedback VALUES (?, ?, ?, ?)", made)
+            self._forget("exposures", 2 * len(shown))
+            self._forget("feedback", 2 * len(made))
             self._file.execute("COMMIT")
         except sqlite3.Error as error:
             log.error("%d rows of the exposure log could not be written: %s", len(shown) + len(made), error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -84,10 +84,13 @@ def read_keys(path: Path) -> list[Key]:
 
 
 class Guard:
-    """Lets requests with a known key (`Authorization: Bearer KEY`, `X-API-Key: KEY`) through to `app`, as often as they may."""
+    """Lets requests with a known key (`Authorization: Bearer KEY`, `X-API-Key: KEY`) through to `app`, as often as they may.
+    `refused` is told the path and the status of the others."""
 
-    def __init__(self, app: ASGIApp, keys: Sequence[Key]) -> None:
-        self._app = app
+    def __init__(
+        self, app: ASGIApp, keys: Sequence[Key], refused: Callable[[str, int], None] = lambda path, status: None
+    ) -> None:
+        self._app, self._refused = app, refused
         self._keys = {key.sha256: key for key in keys}
         self._buckets: Mapping[str, Bucket] = {key.sha256: Bucket(key.rate) for key in keys if key.rate}
 
@@ -96,6 +99,7 @@ class Guard:
             if scope["type"] == "http" and (scope["path"] not in OPEN or scope["query_string"]):
                 self._check(scope)
         except HttpError as refused:
+            self._refused(scope["path"], refused.status)
             await respond(send, refused.status, body_of(refused, scope["path"]), refused.headers)
             return
         await self._app(scope, receive, send)

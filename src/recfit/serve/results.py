@@ -59,6 +59,11 @@ class Results:
         self.bytes = 0
         self.hits = self.misses = self.shared = self.second_hits = 0
 
+    @property
+    def asked(self) -> int:
+        """Answers that were given."""
+        return self.hits + self.misses + self.shared + self.second_hits
+
     async def get(self, key: bytes, make: Callable[[], Awaitable[Known]]) -> Known:
         """The answer under `key`; where there is none, what `make()` gives, once for all who ask while it runs."""
         while (known := self._hit(key)) is None and (running := self._running.get(key)) is not None:
@@ -67,11 +72,10 @@ class Results:
                 return known
         if known is not None:
             return known
-        self.misses += 1
         # Awaited by the caller itself and not as a task: every handing over is a turn of the loop, in which the engine runs.
         running = self._running[key] = asyncio.get_running_loop().create_future()
         try:
-            known = await (make() if self._second is None else self._below(key, make))
+            known = await self._below(key, make)
         except asyncio.CancelledError:
             running.set_result(None)  # who made it left; one of those who wait makes it anew
             raise
@@ -101,10 +105,13 @@ class Results:
 
     async def _below(self, key: bytes, make: Callable[[], Awaitable[Known]]) -> Known:
         """The answer on the second level, or a new one that is kept there too."""
-        assert self._second is not None
+        if self._second is None:
+            self.misses += 1
+            return await make()
         if (known := await self._second.find(key)) is not None:
             self.second_hits += 1
             return known
+        self.misses += 1
         known = await make()
         if known.rung:
             return known  # others may have the time for a better one

@@ -21,16 +21,17 @@ from typing import cast
 import uvicorn
 from starlette.types import ASGIApp
 
+from recfit.bundle import read_manifest
 from recfit.config import Serve
 from recfit.serve import cluster, workers
 from recfit.serve.app import make_app
 from recfit.serve.batcher import Recommender
 from recfit.serve.connections import Connection, most_connections
-from recfit.serve.events import Events, SqliteEvents
+from recfit.serve.events import Events, beside, store
 from recfit.serve.experiments import Experiments
 from recfit.serve.exposures import Exposures
 from recfit.serve.fleet import DEFAULT, Fleet, Paths, opened, untold
-from recfit.serve.guard import Guard, read_keys
+from recfit.serve.guard import read_keys
 from recfit.serve.results import Level, Results
 from recfit.serve.shared import Shared, SharedEvents, SharedResults
 from recfit.serve.workers import Told
@@ -51,10 +52,14 @@ CLOSE = (b"connection", b"close")
 
 def run(bundle: str | Path, settings: Serve, *, json_greeting: bool = False) -> None:
     """Serve the bundle in this directory; returns after SIGTERM or SIGINT. Raises `BundleError` and `ConfigError`."""
+    _log()
     say = partial(_say, json_greeting=json_greeting)
     if settings.engine == "ray":
         cluster.run(Path(bundle), settings, lambda told: say([told]))
         return
+    if settings.redis is None and settings.events is None:
+        read_manifest(Path(bundle))  # no file beside what is no bundle
+        settings = replace(settings, events=beside(Path(bundle)))
     work = partial(_work, Path(bundle), settings)
     with ExitStack() as stack:
         public, places = stack.enter_context(bind(settings.host, settings.port)), list[list[socket.socket]]()
@@ -77,6 +82,7 @@ def _work(
     swapped: Callable[[Paths], None] = untold,
     before: Paths = MappingProxyType({}),
 ) -> None:
+    _log()  # it may be a process of its own
     bundle, settings = as_before(bundle, settings, before)
     serve(engines_of(bundle, settings), listeners, settings, tell, swapped)
 
@@ -86,6 +92,12 @@ def as_before(bundle: Path, settings: Serve, before: Paths) -> tuple[Path, Serve
     best, *cheaper = map(str, before.get(DEFAULT) or (bundle, *map(Path, settings.cheaper)))
     models = {name: [*map(str, paths)] for name, paths in before.items() if name != DEFAULT}
     return Path(best), replace(settings, cheaper=tuple(cheaper), models={**settings.models, **models})
+
+
+def _log() -> None:
+    """Lines with their time and level, on stderr."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log.setLevel(logging.INFO)
 
 
 def engines_of(bundle: Path, settings: Serve) -> list[Recommender]:
@@ -158,8 +170,8 @@ def app_of(
         stack.enter_context(closing(events))
         exposures = None
         if settings.exposures is not None:
-            exposures = stack.enter_context(closing(Exposures(Path(settings.exposures))))
-        app = make_app(
+            exposures = stack.enter_context(closing(Exposures(Path(settings.exposures), settings.exposures_days)))
+        yield make_app(
             fleet,
             draining=draining,
             events=events,
@@ -167,16 +179,16 @@ def app_of(
             exposures=exposures,
             results=Results(int(settings.results_mb * 2**20), second=second),
             admin_port=admin_port,
+            keys=None if settings.keys is None else read_keys(Path(settings.keys)),
         )
-        yield app if settings.keys is None else Guard(app, read_keys(Path(settings.keys)))
 
 
 def _stores(settings: Serve) -> tuple[Events, Level | None]:
     """Where events are kept, and the second level of answers."""
     if settings.redis is None:
-        return SqliteEvents(_path(settings.events)), None
+        return store(settings.events, settings.events_days), None
     shared = Shared(settings.redis)
-    return SharedEvents(shared), SharedResults(shared) if settings.results_mb else None
+    return SharedEvents(shared, settings.events_days), SharedResults(shared) if settings.results_mb else None
 
 
 def _path(name: str | None) -> Path | None:

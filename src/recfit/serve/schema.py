@@ -111,7 +111,7 @@ class ScoredItem(msgspec.Struct, frozen=True, omit_defaults=True):
 
 class RecommendResponse(msgspec.Struct, frozen=True, omit_defaults=True):
     """The items, best first, with the bundle and the part of it that answered; `timings_ms` where the request asked;
-    `degraded` where a cheaper bundle than the best answered."""
+    `degraded` where a cheaper bundle than the best answered, or what the user did since could not be read."""
 
     items: list[ScoredItem]
     bundle: str
@@ -134,13 +134,14 @@ class Sent(msgspec.Struct, frozen=True, omit_defaults=True):
     variant: str | None = None
 
 
-class ScoreResponse(msgspec.Struct, frozen=True):
+class ScoreResponse(msgspec.Struct, frozen=True, omit_defaults=True):
     """A score for each item; null for one that the bundle does not know, and for all where the model knows nothing of who
-    asks."""
+    asks. `degraded` where what the user did since could not be read."""
 
     scores: list[float | None]
     bundle: str
     request_id: str
+    degraded: bool = False
 
 
 class EventsResponse(msgspec.Struct, frozen=True):

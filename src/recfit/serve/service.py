@@ -21,6 +21,7 @@ from recfit.serve.experiments import Experiments
 from recfit.serve.exposures import Exposures
 from recfit.serve.fleet import DEFAULT, Fleet, Model, Served
 from recfit.serve.http import Reply, engine_failed, late, overloaded
+from recfit.serve.metrics import answering
 from recfit.serve.results import Known, Results, key_of
 from recfit.serve.schema import HttpError, encode
 from recfit.serve.shadows import Shadows
@@ -69,14 +70,17 @@ class Service:
     async def _recommended(self, asked: schema.RecommendRequest, number: str) -> schema.Sent:
         """The answer of the model, or of the arm that the user is in, which the log then tells."""
         begin = time.monotonic()
-        request = await self._complete(asked.request())
+        request, blind = await self._complete(asked.request())
         name, experiment, model = await self._arm(asked, request.user_id)
+        answering.set(name)
         if (shadow := self._experiments.shadow(asked.model or DEFAULT)) is not None:
             self._shadows.send(shadow, request, asked.k)
         if asked.explain:
             sent = await _explained(model, request, asked.k, _deadline(asked, begin), number)
         else:
             sent = await self._answered(model, request, asked, begin, number)
+        if blind:
+            sent = msgspec.structs.replace(sent, degraded=True)
         if experiment is None or request.user_id is None:
             return sent
         if self._exposures is not None:
@@ -121,26 +125,30 @@ class Service:
         return Reply(encode(schema.FeedbackResponse(True)))
 
     async def found(self, model: str, requests: Sequence[Request], k: int) -> tuple[str, list[Recommendation], bool]:
-        """The id of the bundle that answered for `model`, the cheapest one where several did, the answers, and whether it is
-        not the best one."""
-        answering = await self._fleet.get(model)
+        """The id of the bundle that answered for `model`, the cheapest one where several did, the answers, and whether one is
+        degraded."""
+        loaded = await self._fleet.get(model)
+        answering.set(model)
         asked = [await self._complete(request) for request in requests]
-        answers = await asyncio.gather(*(answering.batcher.ask(request, k) for request in asked))
+        answers = await asyncio.gather(*(loaded.batcher.ask(request, k) for request, _ in asked))
         for answer in answers:
-            answering.ladder.answered(answer.rung)
+            loaded.ladder.answered(answer.rung)
         least = max(answer.rung for answer in answers)
-        return answering.rungs[least].bundle, [answer.found for answer in answers], least > 0
+        degraded = least > 0 or any(blind for _, blind in asked)
+        return loaded.rungs[least].bundle, [answer.found for answer in answers], degraded
 
     async def score(self, body: bytes | bytearray, number: str) -> Reply:
         asked = schema.parse_score(body)
         model = await self._fleet.get(asked.model)
-        request = await self._complete(asked.request())
+        answering.set(asked.model or DEFAULT)
+        request, blind = await self._complete(asked.request())
         found = await model.batcher.run(partial(model.best.engine.score, request, asked.items))
         scores = [None if score != score else score for score in found.tolist()]  # JSON has no NaN
-        return Reply(encode(schema.ScoreResponse(scores, model.best.bundle, number)), "model")
+        return Reply(encode(schema.ScoreResponse(scores, model.best.bundle, number, blind)), "model")
 
     async def similar(self, item_id: str, k: int, name: str | None, number: str) -> Reply:
         model = await self._fleet.get(name)
+        answering.set(name or DEFAULT)
         engine = model.best.engine
         if not engine.known_item(item_id):
             message = f"the bundle does not know item {item_id[:100]!r}; /v1/bundle says which bundle it is"
@@ -160,12 +168,15 @@ class Service:
         unknown = sum(not served.engine.known_item(event.item_id) for event in events)
         return Reply(encode(schema.EventsResponse(len(events), unknown, number)))
 
-    async def _complete(self, request: Request) -> Request:
-        """With what the user did since, unless the request brings a history of its own."""
+    async def _complete(self, request: Request) -> tuple[Request, bool]:
+        """With what the user did since, unless the request brings a history of its own; and whether that can't be told now."""
         if request.user_id is None or request.history is not None:
-            return request
-        recent = await self._events.recent(request.user_id)
-        return replace(request, recent=recent) if recent else request
+            return request, False
+        try:
+            recent = await self._events.recent(request.user_id)
+        except UnavailableError:
+            return request, True
+        return replace(request, recent=recent) if recent else request, False
 
 
 def _deadline(asked: schema.RecommendRequest, begin: float) -> float:

@@ -14,20 +14,19 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from recfit.serve.events import KEEP, UnavailableError
+from recfit.serve.events import DAY_S, DAYS, KEEP, UnavailableError
 from recfit.serve.results import Known
 from recfit.types import ConfigError
 
 log = logging.getLogger("recfit.serve")
 
 TIMEOUT_S, PAUSE_S = 0.02, 1.0
-DAYS = 30
-"""How long events of a user are kept after the last one."""
 PREFIX = b"recfit:"
 
 
 class Shared:
-    """A client with a circuit breaker. `failures` counts commands that were not answered, `skipped` those not sent."""
+    """A client with a circuit breaker, which is `broken` while Redis does not answer. `failures` counts commands that were not
+    answered, `skipped` those not sent."""
 
     def __init__(self, url: str) -> None:
         try:
@@ -42,12 +41,12 @@ class Shared:
             message = f"serve.redis = {url!r} is no address: {error}; give one such as redis://127.0.0.1:6379/0"
             raise ConfigError(message) from None
         self._running: set[asyncio.Future[Any]] = set()
-        self._broken, self._again_at = False, 0.0
+        self.broken, self._again_at = False, 0.0
         self.failures = self.skipped = 0
 
     async def call(self, *command: Any) -> Any:
         """The reply. Raises `UnavailableError` where Redis does not answer, or did not a moment ago."""
-        if self._broken:
+        if self.broken:
             if time.monotonic() < self._again_at:
                 self.skipped += 1
                 raise UnavailableError
@@ -62,13 +61,13 @@ class Shared:
             raise
         except Exception as error:
             self.failures += 1
-            if not self._broken:
+            if not self.broken:
                 log.warning("redis does not answer (%s); going on without it", error)
-            self._broken, self._again_at = True, time.monotonic() + PAUSE_S
+            self.broken, self._again_at = True, time.monotonic() + PAUSE_S
             raise UnavailableError from error
-        if self._broken:
+        if self.broken:
             log.warning("redis answers again")
-        self._broken = False
+        self.broken = False
         return reply
 
     async def aclose(self) -> None:
@@ -79,10 +78,10 @@ class Shared:
 
 
 class SharedEvents:
-    """`Events` in Redis: a list for each user. Without Redis users have their bundle's history, and events are refused."""
+    """`Events` in Redis: a list for each user, until `days` after the last one (0: for ever)."""
 
-    def __init__(self, shared: Shared) -> None:
-        self._shared = shared
+    def __init__(self, shared: Shared, days: float = DAYS) -> None:
+        self.shared, self._seconds, self.unread = shared, round(days * DAY_S), 0
 
     async def add(self, events: Sequence[tuple[str, str]]) -> None:
         by_user: dict[str, list[str]] = {}
@@ -90,15 +89,16 @@ class SharedEvents:
             by_user.setdefault(user, []).append(item)
         for user, items in by_user.items():
             key = PREFIX + b"events:" + user.encode()
-            await self._shared.call("RPUSH", key, *items)
-            await self._shared.call("LTRIM", key, -KEEP, -1)
-            await self._shared.call("EXPIRE", key, DAYS * 86_400)
+            await self.shared.call("RPUSH", key, *items)
+            await self.shared.call("LTRIM", key, -KEEP, -1)
+            await self.shared.call(*(("EXPIRE", key, self._seconds) if self._seconds else ("PERSIST", key)))
 
     async def recent(self, user_id: str) -> tuple[str, ...]:
         try:
-            items = await self._shared.call("LRANGE", PREFIX + b"events:" + user_id.encode(), 0, -1)
+            items = await self.shared.call("LRANGE", PREFIX + b"events:" + user_id.encode(), 0, -1)
         except UnavailableError:
-            return ()
+            self.unread += 1
+            raise
         return tuple([item.decode() for item in items])
 
     def close(self) -> None: ...

@@ -35,3 +35,11 @@ def _to_wal(file: sqlite3.Connection) -> None:
             if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > end:
                 raise
             time.sleep(AGAIN_S)
+
+
+def forget(file: sqlite3.Connection, table: str, before: float, most: int) -> int:
+    """Delete those of the `most` oldest rows of `table` that are from before `before` (seconds, its column `at`); returns how
+    many. Rows are in the order of their time, so that nothing has to be looked for: to delete with every write up to twice as
+    many as are written keeps up at a price that does not grow."""
+    oldest = f"SELECT id FROM (SELECT rowid AS id, at FROM {table} ORDER BY rowid LIMIT ?) WHERE at < ?"
+    return file.execute(f"DELETE FROM {table} WHERE rowid IN ({oldest})", (most, before)).rowcount

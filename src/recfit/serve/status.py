@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from importlib.resources import files
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -42,7 +43,8 @@ class ModelStatus(msgspec.Struct, frozen=True):
 
 
 class StatusResponse(msgspec.Struct, frozen=True):
-    """The server at the moment; percentiles are those of the recommendations of the last ten seconds, null without any."""
+    """The server at the moment; percentiles, and the share of answers that were known before, are those of the recommendations
+    of the last ten seconds, null without any."""
 
     requests_per_second: float
     p50_ms: float | None
@@ -52,19 +54,42 @@ class StatusResponse(msgspec.Struct, frozen=True):
     experiments: list[str]
 
 
-class Recent:
-    """How long the last recommendations took."""
+class Seen(NamedTuple):
+    """A recommendation that was given `at`; how many answers had been asked of `results` by then, and how many it had."""
 
-    def __init__(self) -> None:
-        self._seen: deque[tuple[float, float]] = deque(maxlen=MOST)
+    at: float
+    seconds: float
+    asked: int
+    hits: int
+
+
+class Recent:
+    """The last recommendations."""
+
+    def __init__(self, results: Results) -> None:
+        self._results = results
+        self._seen: deque[Seen] = deque(maxlen=MOST)
 
     def add(self, seconds: float) -> None:
-        self._seen.append((time.monotonic(), seconds))
+        self._seen.append(Seen(time.monotonic(), seconds, self._results.asked, self._results.hits))
+
+    def hit_share(self) -> float | None:
+        since, before = time.monotonic() - SECONDS, Seen(0.0, 0.0, 0, 0)
+        for one in self._seen:
+            if one.at >= since:
+                break
+            before = one
+        else:
+            return None
+        if before.at == 0.0 and len(self._seen) == MOST:
+            before = self._seen[0]  # what came before is forgotten
+        asked = self._results.asked - before.asked
+        return (self._results.hits - before.hits) / asked if asked else None
 
     def summary(self) -> tuple[float, float | None, float | None]:
         """Requests a second, p50 and p99 in ms."""
         since = time.monotonic() - SECONDS
-        spans = [(at, took) for at, took in self._seen if at >= since]
+        spans = [(one.at, one.seconds) for one in self._seen if one.at >= since]
         if not spans:
             return 0.0, None, None
         # Where more came than are remembered, these reach less far back.
@@ -73,9 +98,8 @@ class Recent:
         return len(spans) / reach, p50, p99
 
 
-def status(fleet: Fleet, results: Results, recent: Recent, experiments: Experiments) -> StatusResponse:
+def status(fleet: Fleet, recent: Recent, experiments: Experiments) -> StatusResponse:
     rate, p50, p99 = recent.summary()
-    asked = results.hits + results.misses + results.shared
     plan = experiments.plan
     running = [
         f"experiment {one.name} of {one.model}: " + ", ".join(f"{arm} {weight:g}" for arm, weight in one.arms.items())
@@ -83,7 +107,7 @@ def status(fleet: Fleet, results: Results, recent: Recent, experiments: Experime
     ]
     running += [f"shadow of {one.model}: {one.to}, {100 * one.share:g} % of requests" for one in plan.shadows.values()]
     models = [_model(name, fleet.loaded.get(name)) for name in fleet.names]
-    return StatusResponse(rate, p50, p99, results.hits / asked if asked else None, models, running)
+    return StatusResponse(rate, p50, p99, recent.hit_share(), models, running)
 
 
 def _model(name: str, model: Model | None) -> ModelStatus:

@@ -40,7 +40,7 @@ class InferRequest(msgspec.Struct, frozen=True):
 
 
 class InferResponse(msgspec.Struct, frozen=True, omit_defaults=True):
-    """`parameters` says `degraded` where a cheaper bundle of the model answered a row."""
+    """`parameters` says `degraded` where a row was answered by a cheaper bundle of the model, or without what its user did."""
 
     model_name: str
     model_version: str

@@ -2,14 +2,19 @@
 const at = (id) => document.getElementById(id);
 const EVERY_MS = 2000;
 let key = "";
+let prompted = false;
 
-/** The JSON of an answer; throws its message where the server says no. */
+const askKey = () => prompt("This server asks for a key") || "";
+
+/** The JSON of an answer; throws its message where the server says no. A key is asked for once; then there is a button. */
 async function ask(path, options = {}) {
   const headers = key ? { authorization: `Bearer ${key}` } : {};
   const answer = await fetch(path, { ...options, headers });
   const body = await answer.json();
-  if (answer.status === 401 && !key) {
-    key = prompt("This server asks for a key") || "";
+  at("key").hidden = answer.status !== 401;
+  if (answer.status === 401) {
+    key = prompted ? "" : askKey();
+    prompted = true;
     if (key) return ask(path, options);
   }
   if (!answer.ok) throw new Error(body.error.message);
@@ -56,7 +61,7 @@ function show(status) {
   if (at("model").options.length !== names.length) at("model").replaceChildren(...names.map((name) => new Option(name, name)));
 }
 
-async function watch() {
+async function look() {
   try {
     show(await ask("v1/status"));
     at("state").textContent = "live";
@@ -65,8 +70,17 @@ async function watch() {
     at("state").textContent = `no answer: ${error.message}`;
     at("state").className = "bad";
   }
+}
+
+async function watch() {
+  await look();
   setTimeout(watch, document.hidden ? 10 * EVERY_MS : EVERY_MS);
 }
+
+at("key").addEventListener("click", () => {
+  key = askKey();
+  look();
+});
 
 at("ask").addEventListener("submit", async (event) => {
   event.preventDefault();
