@@ -77,9 +77,13 @@ def test_it_answers_what_the_engine_answers_and_replicas_share_events(bundle: Pa
         ):  # Redis has 20 ms, the machine may have other work
             assert time.monotonic() < end
             time.sleep(0.5)
-    for _ in range(10):  # a new connection each, so that both replicas are asked
+    read = 0
+    while read < 10:  # a new connection each, so that both replicas are asked
+        assert time.monotonic() < end + 30
         found = httpx.post(f"{served}/v1/recommend", json={"user_id": "1"}, timeout=30).json()
-        assert first not in {item["item_id"] for item in found["items"]}
+        if not found["degraded"]:  # Redis answered in its 20 ms
+            assert first not in {item["item_id"] for item in found["items"]}
+            read += 1
 
 
 def test_a_replica_holds_the_models_that_it_is_asked_for(bundle: Path, call) -> None:
