@@ -227,6 +227,20 @@ def test_a_ranker_without_its_features_is_refused(exported: Exported, tmp_path: 
         open_bundle(path)
 
 
+@pytest.mark.parametrize("values", [[["a", "b", "c"]], [["a", "b"]] * 2, [[0.5]] * 2, [[], []], [7, 7], 3, {"age": 1}])
+def test_values_that_are_not_those_of_the_features_are_noticed(
+    exported: Exported, tmp_path: Path, values: object
+) -> None:
+    whole = exported(Pipeline(Stage(toys.trained("neumf", toys.SHAPES["neumf"][1]))))
+    path = Path(shutil.copytree(whole, tmp_path / "bundle"))
+    told = json.loads((path / "catalogue.json").read_text(encoding="utf-8"))
+    told["user_features"]["values"] = values
+    (path / "catalogue.json").write_text(json.dumps(told), encoding="utf-8")
+    bundle.seal(path, {key: value for key, value in manifest_of(path).items() if key != "files"})
+    with pytest.raises(BundleError, match="does not hold what its manifest describes"):
+        open_bundle(path)
+
+
 def test_a_bundle_can_be_moved_and_only_read(path: Path, tmp_path: Path) -> None:
     answer = open_bundle(path).recommend([Request("üser 1")])
     moved = path.rename(tmp_path / "moved elsewhere")

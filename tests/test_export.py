@@ -18,9 +18,11 @@ from recfit import bundle
 from recfit.engine import open_bundle
 from recfit.export import export, surroundings
 from recfit.pipeline import CachePlan, Pipeline, RuntimePlan, Stage
+from recfit.techniques import Context, make
 from recfit.types import BundleError, ConfigError, Ragged, Request
 
 Exported = Callable[[Pipeline], Path]
+CUT = Context(toys.split(), toys.original("neumf"), toys.FIT)
 
 
 def written(pipeline: Pipeline, directory: Path) -> Path:
@@ -124,6 +126,37 @@ def test_no_titles_and_no_features(tmp_path: Path) -> None:
     assert opened.title("item № 1") is None
     assert opened.bundle.user_features is None
     assert not (tmp_path / "b" / "user_features.npy").exists()
+
+
+@pytest.mark.parametrize("keep_histories", [True, False])
+def test_values_of_features_come_back_where_a_stage_reads_them(tmp_path: Path, keep_histories: bool) -> None:
+    around = replace(toys.around(), keep_histories=keep_histories)
+    reader, ease = Stage(toys.untrained("neumf", toys.SHAPES["neumf"][1])), toys.original("ease").main
+    cut = make("reduce", {"axis": "features", "size": 1, "epochs": 0}).apply(Pipeline(reader), CUT)
+    fewer = make("prune_items", {}).apply(Pipeline(reader), CUT)
+    for number, pipeline in enumerate((Pipeline(reader), cut, fewer, Pipeline(ease, reader, candidates=9))):
+        opened = bundle.open_files(export(pipeline, around, tmp_path / str(number), name="n", recipe={}))
+        assert opened.user_features is not None
+        assert opened.user_features.values == (("few", "some", "many"),) * 2
+        assert opened.user_features.names == ("age", "job")
+
+
+def test_a_bundle_that_reads_no_features_is_the_same_with_values_and_without(tmp_path: Path) -> None:
+    known = toys.around().user_features
+    assert known is not None
+    for pipeline in (
+        toys.original("sasrec"),
+        toys.original("neumf"),
+        replace(toys.original("ease"), cache=CachePlan(1.0)),
+    ):
+        paths = [
+            export(pipeline, replace(toys.around(), user_features=side), tmp_path / name, name="n", recipe={})
+            for name, side in (("with", known), ("without", replace(known, values=None)))
+        ]
+        ids = {bundle.read_manifest(path)["bundle_id"] for path in paths}
+        assert len(ids) == 1
+        told = json.loads((paths[0] / "catalogue.json").read_text(encoding="utf-8"))["user_features"]
+        assert told == {"names": ["age", "job"], "sizes": [4, 4]}
 
 
 def test_a_bundle_is_replaced_whole(tmp_path: Path) -> None:

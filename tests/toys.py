@@ -113,7 +113,7 @@ def split() -> Split:
 
 def _features(rows: int, columns: tuple[str, ...]) -> Features:
     codes = np.random.default_rng(1).integers(0, 4, (rows, len(columns))).astype(np.int32)
-    return Features(columns, codes, (4,) * len(columns))
+    return Features(columns, codes, (4,) * len(columns), (("few", "some", "many"),) * len(columns))
 
 
 def _queries(paths: Sequence[Rows], back: int) -> Queries:

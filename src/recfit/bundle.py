@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 
 from recfit.runtimes import StageSpec
 from recfit.states import state_of
-from recfit.types import BundleError, Features, FloatArray, IntArray, Ragged, Rows
+from recfit.types import BundleError, Features, FloatArray, IntArray, Ragged, Rows, Values
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -187,7 +187,18 @@ def _stages(stored: Mapping[str, Any]) -> dict[str, StageSpec]:
 def _features(directory: Path, stored: Mapping[str, Any] | None) -> Features | None:
     if stored is None:
         return None
-    return Features(tuple(stored["names"]), _map(directory / "user_features.npy"), tuple(stored["sizes"]))
+    sizes, codes = tuple(stored["sizes"]), _map(directory / "user_features.npy")
+    return Features(tuple(stored["names"]), codes, sizes, _values(stored.get("values"), sizes))
+
+
+def _values(stored: Sequence[Sequence[Any]] | None, sizes: Sequence[int]) -> tuple[Values, ...] | None:
+    """None in bundles of stages that read no user features, and in those that were sealed before there were any."""
+    if stored is None:
+        return None
+    for column, size in zip(stored, sizes, strict=True):
+        if not column or size != len(column) + (1 if isinstance(column[0], str) else 2):
+            raise ValueError(f"a feature of {size} codes has {len(column)} values")
+    return tuple(tuple(column) for column in stored)
 
 
 def _histories(directory: Path, manifest: Mapping[str, Any], n_users: int) -> Ragged:

@@ -130,7 +130,8 @@ def find_most(
 
 def body(request: Request, k: int) -> bytes:
     """What is sent for a request."""
-    fields = {"user_id": request.user_id, "history": request.history, "exclude": request.exclude or None, "k": k}
+    told = {"exclude": request.exclude or None, "context": request.context}
+    fields = {"user_id": request.user_id, "history": request.history, **told, "k": k}
     return json.dumps({name: value for name, value in fields.items() if value is not None}).encode()
 
 

@@ -16,6 +16,11 @@ import numpy.typing as npt
 IntArray = npt.NDArray[np.int64]
 Rows = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float32]
+Values = tuple[str, ...] | tuple[float, ...]
+"""What the codes of a feature column stand for: code i + 1 is `values[i]`; of numbers in buckets these are the inner edges, and
+code i + 1 is from `values[i - 1]` to below `values[i]`."""
+RequestContext = Mapping[str, str | float]
+"""Values of user features by name, as the data has them; those of a list are set apart by `|`."""
 
 
 class RecfitError(Exception):
@@ -108,11 +113,13 @@ class Features:
 
     `codes[row, column]` is an int32 code from 1; 0 means unknown. `sizes[column]` is the number of codes, 0 included.
     A multi-valued column (genres) is spread over several columns that share a vocabulary: `genre.0`, `genre.1`, ...
+    `values[column]` is that vocabulary; None where it is not known, and values can't become codes.
     """
 
     names: tuple[str, ...]
     codes: Rows
     sizes: tuple[int, ...]
+    values: tuple[Values, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -199,7 +206,8 @@ class Split:
 @dataclass(frozen=True, slots=True)
 class Request:
     """One question. `history` (item ids, oldest first) wins over what the bundle knows of `user_id`; `recent` is what
-    happened after either. With `candidates` only these items are ranked.
+    happened after either. With `candidates` only these items are ranked. The features in `context` win over those that the
+    bundle knows of `user_id`.
 
     A list that was precomputed for `user_id`, or for the newest items of the history, still answers first, less what is
     in `history`.
@@ -210,6 +218,7 @@ class Request:
     exclude: tuple[str, ...] = ()
     recent: tuple[str, ...] = ()
     candidates: tuple[str, ...] | None = None
+    context: RequestContext | None = None
 
 
 @dataclass(frozen=True, slots=True)

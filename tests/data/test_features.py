@@ -21,6 +21,7 @@ def test_codes_line_up_with_ids_and_missing_ones_are_zero(write):
     assert data.item_features.names == ("kind",)
     assert data.item_features.codes.tolist() == [[1], [2], [0]]
     assert data.item_features.sizes == (3,)
+    assert data.item_features.values == (("book", "film"),)
     assert data.titles == ("Two", "One", "")
 
 
@@ -29,6 +30,7 @@ def test_lists_share_a_vocabulary_and_stop_at_four(write):
     features = data.item_features
     assert features.names == ("genre.0", "genre.1", "genre.2", "genre.3")
     assert features.sizes == (6, 6, 6, 6)
+    assert features.values == (("a", "b", "c", "d", "e"),) * 4
     assert features.codes.tolist() == [[5, 4, 3, 2], [1, 2, 0, 0], [0, 0, 0, 0]]
 
 
@@ -48,6 +50,8 @@ def test_many_numbers_become_at_most_sixteen_buckets_in_order(write):
     codes = data.user_features.codes[:, 0]
     assert codes[5] == 0
     assert data.user_features.sizes == (17,)
+    (edges,) = data.user_features.values
+    assert np.array_equal(np.digitize(np.delete(np.arange(n) * 1.5, 5), edges) + 1, np.delete(codes, 5))
     assert set(np.delete(codes, 5)) == set(range(1, 17))
     assert np.all(np.diff(np.delete(codes, 5)) >= 0)
 

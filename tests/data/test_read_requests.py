@@ -40,6 +40,18 @@ def test_csv(write):
     assert read_requests(write("r.csv", "user_id\n5\n")) == [Request("5")]
 
 
+def test_a_context_in_either(write):
+    wanted = [Request("ann", context={"hour": "13", "cost": 2.5}), Request(context={"hour": 13}), Request("bob")]
+    lines = [
+        '{"user_id": "ann", "context": {"hour": "13", "cost": 2.5}}',
+        '{"context": {"hour": 13}}',
+        '{"user_id": "bob", "context": {}}',
+    ]
+    assert read_requests(write("r.jsonl", "\n".join(lines))) == wanted
+    text = 'user_id,context\nann,"{""hour"": ""13"", ""cost"": 2.5}"\n,"{""hour"": 13}"\nbob,\n'
+    assert read_requests(write("r.csv", text)) == wanted
+
+
 @pytest.mark.parametrize(
     ("name", "text", "says"),
     [
@@ -51,11 +63,20 @@ def test_csv(write):
         ("r.jsonl", '{"user_id": "a", "history": [true]}', "history: True is not an id"),
         ("r.jsonl", '{"user_id": "a", "exclude": [""]}', "exclude: '' is not an id"),
         ("r.jsonl", '{"user_id": ""}', "user_id: '' is not an id"),
-        ("r.jsonl", '{"exclude": ["1"]}', "needs a user_id or a history"),
+        ("r.jsonl", '{"exclude": ["1"]}', "needs a user_id, a history or a context"),
+        ("r.jsonl", '{"context": {}}', "needs a user_id, a history or a context"),
+        ("r.jsonl", '{"context": ["13"]}', r"line 1, context: \['13'\] is not an object of features and their values"),
+        (
+            "r.jsonl",
+            '{"context": {"hour": true}}',
+            "line 1, context, hour: True is not a value; values are texts or numbers",
+        ),
+        ("r.jsonl", '{"context": {"hour": null}}', "context, hour: None is not a value"),
+        ("r.csv", "context\n{hour: 13}\n", "line 2, context: '{hour: 13}' is not JSON"),
         ("r.jsonl", "\n", "holds no request"),
         ("r.csv", "user_id\n", "holds no request"),
         ("r.csv", "user,history\na,1\n", "line 2: a request has no 'user'; did you mean 'user_id'"),
-        ("r.csv", "user_id,history\n,\n", "line 2: a request needs a user_id or a history"),
+        ("r.csv", "user_id,history\n,\n", "line 2: a request needs a user_id, a history or a context"),
         ("r.csv", "user_id,history\na,1,2\n", r"line 2: the number of fields differs from the header's 2"),
         ("r.csv", "user_id,history\na\n", "line 2: the number of fields differs"),
         ("r.csv", 'user_id,history\na,"[1,"\n', "line 2, history: '.1,' is not JSON"),

@@ -11,17 +11,21 @@ from starlette.types import ASGIApp
 from recfit.runtimes import SessionCache
 from recfit.serve.app import make_app
 from recfit.serve.fleet import Fleet
-from recfit.types import FloatArray, Recommendation, Request
+from recfit.types import ConfigError, FloatArray, Recommendation, Request, RequestContext
 
 ITEMS = tuple(f"i{n}" for n in range(50))
 
 
 class FakeEngine:
-    """Knows the users `u1` and `7`. `during` runs within each call to `recommend`: it may wait, or raise."""
+    """Knows the users `u1` and `7`, and reads `context_names`. `during` runs within each call to `recommend`: it may
+    wait, or raise."""
 
-    def __init__(self, during: Callable[[Request], None] = lambda request: None) -> None:
+    def __init__(
+        self, during: Callable[[Request], None] = lambda request: None, context_names: Sequence[str] = ("hour",)
+    ) -> None:
         self.during = during
         self.sessions: Sequence[SessionCache] = ()
+        self.context_names: Sequence[str] = context_names
         self.manifest: Mapping[str, Any] = {
             "format": 1,
             "name": "toy",
@@ -50,15 +54,20 @@ class FakeEngine:
     def similar(self, item_id: str, k: int = 10) -> Recommendation:
         return self.recommend([Request(history=(item_id,))], k)[0]
 
+    def refusal(self, context: RequestContext | None) -> str:
+        return "context: no such feature" if set(context or ()) - set(self.context_names) else ""
+
     def known_item(self, item_id: str) -> bool:
         return item_id in ITEMS
 
     def _answer(self, request: Request, k: int) -> Recommendation:
+        if refusal := self.refusal(request.context):
+            raise ConfigError(refusal)
         self.during(request)
         gone = {*(request.history or ()), *request.exclude, *request.recent}
         allowed = ITEMS if request.candidates is None else [item for item in ITEMS if item in request.candidates]
         items = tuple(item for item in allowed if item not in gone)[:k]
-        known = request.history or request.recent or request.user_id in ("u1", "7")
+        known = request.history or request.recent or request.context or request.user_id in ("u1", "7")
         return Recommendation(items, tuple(1 / (n + 1) for n in range(len(items))), "model" if known else "fallback")
 
     def title(self, item_id: str) -> str | None:

@@ -271,6 +271,33 @@ def test_shadows_see_requests_and_nobody_waits_for_them(call, tmp_path: Path, mo
     assert 'recfit_shadow_requests_total{model="red",outcome="ok"} 8.0' in metrics
 
 
+@pytest.mark.parametrize("explain", [False, True])
+def test_an_arm_that_reads_no_context_answers_without_it(call, tmp_path: Path, explain: bool) -> None:
+    (tmp_path / "plan.toml").write_text(PLAN)
+    red = Named("red")
+    red.context_names = ()
+    app = make_app(fleet_of(red), experiments=experiments_of(tmp_path / "plan.toml"))
+    body = {"context": {"hour": "13"}, "explain": explain}
+    answers = [call(app, "POST", PATH, json={"user_id": f"u{n}", **body}) for n in range(20)]
+    assert {answer.status_code for answer in answers} == {200}
+    assert {answer.json()["variant"] for answer in answers} == {"default", "red"}
+    refused = [call(app, "POST", PATH, json={"user_id": f"u{n}", "context": {"weather": "dry"}}) for n in range(20)]
+    refused.append(call(app, "POST", PATH, json={"user_id": "u1", "variant": "red", **body}))
+    assert {(answer.status_code, answer.json()["error"]["field"]) for answer in refused} == {(422, "context")}
+
+
+def test_a_shadow_that_reads_no_context_answers_without_it() -> None:
+    async def run() -> None:
+        red = Named("red")
+        red.context_names = ()
+        shadowed = shadows.Shadows(fleet_of(red))
+        shadowed.send("red", Request("u1", context={"hour": "13"}), 3)
+        await over(shadowed)
+        assert shadowed.outcomes == {("red", "ok"): 1}
+
+    asyncio.run(run())
+
+
 async def over(shadowed: shadows.Shadows) -> None:
     """Until all that was sent is done."""
     while shadowed._running:

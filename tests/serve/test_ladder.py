@@ -255,6 +255,18 @@ def test_the_other_protocol_is_told_of_a_cheap_answer_too(call) -> None:
     assert infer() == ("cheap", {"degraded": True})
 
 
+def test_a_cheap_bundle_answers_without_a_context_that_it_cannot_read(call) -> None:
+    cheap = Slow("cheap", 0.0, 0.1)
+    cheap.context_names = ()
+    fleet = Fleet([Slow("full", 0.0, 0.2), cheap])
+    app, ladder = make_app(fleet), fleet.loaded["default"].ladder
+    ladder.costs[0], ladder._at_first = 1.0, (1.0, 0.0)  # nobody has the time
+    answer = call(app, "POST", PATH, json={"user_id": "u1", "context": {"hour": "13"}})
+    assert (answer.status_code, answer.json()["bundle"]) == (200, "cheap")
+    answer = call(app, "POST", PATH, json={"user_id": "u1", "context": {"weather": "dry"}})
+    assert (answer.status_code, answer.json()["error"]["field"]) == (422, "context")
+
+
 def test_who_would_be_late_in_line_goes_ahead_to_a_rung_that_has_the_time() -> None:
     engines = [Slow("full", 20.0, 0.2), Slow("cheap", 0.0, 0.1)]
     for engine in engines:

@@ -76,7 +76,7 @@ def serve() -> Iterator[Callable[[Handler], Answering]]:
         server.listener.close()
 
 
-REQUESTS = [Request("ü 1"), Request(history=("a", "b"), exclude=("c",))]
+REQUESTS = [Request("ü 1"), Request(history=("a", "b"), exclude=("c",), context={"hour": "13"})]
 
 
 def test_everything_that_is_due_is_sent_and_counted(serve) -> None:
@@ -89,7 +89,7 @@ def test_everything_that_is_due_is_sent_and_counted(serve) -> None:
     assert 0 < found.ms["50"] <= found.ms["99"] <= found.ms["100"] < 5000
     bodies = {body.decode() for body in server.bodies}
     assert [json.loads(body) for body in sorted(bodies)] == [
-        {"history": ["a", "b"], "exclude": ["c"], "k": 7},
+        {"history": ["a", "b"], "exclude": ["c"], "context": {"hour": "13"}, "k": 7},
         {"user_id": "ü 1", "k": 7},
     ]
 

@@ -264,6 +264,7 @@ def test_openapi_says_what_the_decoder_does(document) -> None:
     assert asked["properties"].keys() == {
         "user_id",
         "history",
+        "context",
         "k",
         "exclude",
         "candidates",

@@ -53,6 +53,9 @@ def test_request_ids_differ(app, call) -> None:
         ({"user_id": None, "history": ["nowhere"]}, Request(None, ("nowhere",))),
         ({"user_id": "u1", "history": None}, Request("u1")),
         ({"user_id": "u1", "history": ["i3"]}, Request("u1", ("i3",))),
+        ({"context": {"hour": "13"}}, Request(context={"hour": "13"})),
+        ({"user_id": "u1", "context": {"hour": 13.0}}, Request("u1", context={"hour": 13.0})),
+        ({"user_id": "u1", "context": {}}, Request("u1")),
     ],
 )
 def test_the_engine_is_asked_what_the_body_says(call, body: dict[str, Any], request_: Request) -> None:
@@ -98,7 +101,7 @@ INVALID = [
     (
         '{"user_id":"u1","top":3}',
         "top",
-        "user_id, history, k, exclude, candidates, explain, model, deadline_ms, variant",
+        "user_id, history, context, k, exclude, candidates, explain, model, deadline_ms, variant",
     ),
     ('{"we`ird - at `$.k`":1}', "we`ird - at `$.k`", "there is no field"),
     ('{"user_id":true}', "user_id", "got `bool`"),
@@ -118,7 +121,14 @@ INVALID = [
     ('{"user_id":"u1","k":1001}', "k", "<= 1000"),
     ('{"user_id":"u1","exclude":null}', "exclude", "got `null`"),
     ('{"user_id":"u1","exclude":[1]}', "exclude[0]", "got `int`"),
-    ("{}", "user_id", "neither user_id nor history"),
+    ('{"context":[["hour","1"]]}', "context", "got `array`"),
+    ('{"context":{"hour":null}}', "context[...]", "got `null`"),
+    ('{"context":{"hour":true}}', "context[...]", "got `bool`"),
+    ('{"context":{"hour":["1"]}}', "context[...]", "got `array`"),
+    ('{"context":{"hour":"' + "1" * 1001 + '"}}', "context[...]", "length <= 1000"),
+    ('{"user_id":"u1","context":{"hour":"1","weather":"dry"}}', "context", "no such feature"),
+    ('{"context":{}}', "user_id", "neither user_id nor history nor context"),
+    ("{}", "user_id", "neither user_id nor history nor context"),
     ('{"user_id":null,"history":null}', "user_id", "neither user_id nor history"),
 ]
 

@@ -145,6 +145,13 @@ def test_keys_are_equal_for_equal_requests_alone(one: Request, other: Request, k
     assert key_of("b", one, k) != key_of("c", one, k)
 
 
+def test_a_context_is_part_of_the_key_and_its_order_is_not(call) -> None:
+    told = [None, {"hour": "1"}, {"hour": "2"}, {"day": "1"}, {"hour": "1", "day": "2"}, {"hour": "2", "day": "1"}]
+    assert len({key_of("b", Request("u1", context=context), 3) for context in told}) == len(told)
+    one, other = (Request(context=context) for context in ({"hour": "1", "day": "2"}, {"day": "2", "hour": "1"}))
+    assert key_of("b", one, 3) == key_of("b", other, 3)
+
+
 def test_a_repeated_request_does_not_reach_the_engine_and_an_event_makes_it_another(call) -> None:
     asked: list[Request] = []
     app = app_of(FakeEngine(asked.append))

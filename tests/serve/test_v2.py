@@ -9,6 +9,7 @@ import pytest
 from fake_engine import FakeEngine, app_of
 
 from recfit.serve.v2 import LOWEST
+from recfit.types import Request
 
 INFER = "/v2/models/default/infer"
 
@@ -33,7 +34,7 @@ def test_health_and_metadata(app, call) -> None:
     assert call(app, "GET", "/v2").json() == {"name": "recfit", "version": version("recfit"), "extensions": []}
     told = call(app, "GET", "/v2/models/default").json()
     assert (told["name"], told["versions"], told["platform"]) == ("default", ["b0c1"], "recfit")
-    assert [part["name"] for part in told["inputs"]] == ["user_id", "history", "k"]
+    assert [part["name"] for part in told["inputs"]] == ["user_id", "history", "context.hour", "k"]
     for path in ("/v2/models/green", "/v2/models/green/ready"):
         assert call(app, "GET", path).json() == {"error": "there is no model 'green'; there are: default"}
     assert call(app, "POST", "/v2/models/green/infer", json={"inputs": [texts("user_id", "u1")]}).status_code == 404
@@ -71,6 +72,16 @@ def test_histories_are_filled_up_with_empty_texts(app, call, data: list[Any]) ->
     assert items == ["i2", "i0"]
 
 
+def test_a_context_has_a_tensor_for_each_feature_and_an_empty_text_says_nothing(call) -> None:
+    asked: list[Request] = []
+    inputs = [texts("user_id", "u1", "7"), texts("context.hour", "13", "", shape=[2, 1])]
+    assert call(app_of(FakeEngine(asked.append)), "POST", INFER, json={"inputs": inputs}).status_code == 200
+    assert asked[-2:] == [Request("u1", context={"hour": "13"}), Request("7")]
+    told = call(app_of(FakeEngine(asked.append)), "POST", INFER, json={"inputs": inputs[1:]})
+    assert told.json()["outputs"][0]["shape"] == [2, 10]
+    assert asked[-2:] == [Request(context={"hour": "13"}), Request()]
+
+
 def test_short_answers_are_filled_up(app, call) -> None:
     items, scores = call(app, "POST", INFER, json={"inputs": [texts("user_id", "u1"), number(60)]}).json()["outputs"]
     assert items["data"][49:] == ["i49"] + [""] * 10
@@ -86,7 +97,11 @@ def test_a_live_event_is_seen(call) -> None:
 @pytest.mark.parametrize(
     ("inputs", "named"),
     [
-        ([], "neither user_id nor history"),
+        ([], "neither user_id nor history nor context"),
+        ([texts("context.weather", "dry")], "no such feature"),
+        ([texts("user_id", "u1"), texts("context.hour", "1", "2")], "user_id has 1 rows and context.hour 2"),
+        ([texts("context.hour", "1", "2", shape=[1, 2])], "context.hour has one value a row"),
+        ([{**texts("context.hour", "1"), "datatype": "INT64"}], "context.hour"),
         ([texts("user_id")], "0 rows"),
         ([texts("user_id", *["u"] * 257)], "257 rows"),
         ([texts("user_id", "u1", "u2", shape=[1, 2])], "user_id"),

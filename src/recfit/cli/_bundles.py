@@ -26,7 +26,9 @@ def add_commands(commands: Commands) -> None:
     example = "recfit recommend runs/study/bundle --requests requests.jsonl --k 10 -o recs.csv"
     recommend = add("recommend", recommend_command, "recommend for a file of requests", example)
     recommend.add_argument("bundle", type=Path, help="a bundle's directory")
-    recommend.add_argument("--requests", type=Path, required=True, help=".csv or .jsonl: user_id, history, exclude")
+    recommend.add_argument(
+        "--requests", type=Path, required=True, help=".csv or .jsonl: user_id, history, exclude, context"
+    )
     recommend.add_argument("--k", type=int, default=10, help="items for every request (default: 10)")
     recommend.add_argument("-o", "--output", type=Path, required=True, help="the CSV: user_id,item_id,score,rank")
 

@@ -16,11 +16,14 @@ import pyarrow.compute as pc
 
 from recfit.data.table import Table
 from recfit.data.values import Column, Doubles, numbers, texts
-from recfit.types import Features, IntArray, Rows
+from recfit.types import Features, IntArray, Rows, Values
 
 TITLES = ("title", "movie_title", "item_title", "product_title", "name", "item_name", "product_name")
 BUCKETS = 16
 LIST_COLUMNS = 4
+
+Coded = tuple[list[Rows], int, Values]
+NOTHING: Coded = ([], 0, ())
 
 
 def rows_of(ids: tuple[str, ...], keys: pa.Array, rows: IntArray) -> pa.Array:
@@ -34,27 +37,29 @@ def encode(table: Table, key: str, rows: pa.Array, titled: bool) -> tuple[Featur
     names: list[str] = []
     codes: list[Rows] = []
     sizes: list[int] = []
+    values: list[Values] = []
     titles = None
     for name in table.data.column_names:
         column = pc.take(table.data[name], rows)
         if titled and titles is None and name.lower() in TITLES:
             titles = tuple(texts(_joined(column)).to_pylist())
         elif name != key:
-            spread, size = _codes(name, column, table.kinds.get(name))
+            spread, size, vocabulary = _codes(name, column, table.kinds.get(name))
             names += [name] if len(spread) == 1 else [f"{name}.{i}" for i in range(len(spread))]
             codes += spread
             sizes += [size] * len(spread)
-    return Features(tuple(names), np.stack(codes, axis=1), tuple(sizes)) if names else None, titles
+            values += [vocabulary] * len(spread)
+    return Features(tuple(names), np.stack(codes, axis=1), tuple(sizes), tuple(values)) if names else None, titles
 
 
 def _joined(column: Column) -> Column:
     return pc.binary_join(column, " ") if pa.types.is_list(column.type) else column
 
 
-def _codes(name: str, column: Column, kind: str | None) -> tuple[list[Rows], int]:
-    """Columns of codes int32 [n] and their common size; no columns where there is nothing to learn from."""
+def _codes(name: str, column: Column, kind: str | None) -> Coded:
+    """Columns of codes int32 [n], their common size and vocabulary; no columns where there is nothing to learn from."""
     if kind == "float_seq":
-        return [], 0
+        return NOTHING
     if pa.types.is_list(column.type) or kind == "token_seq" or (kind is None and _has_bars(column)):
         return _lists(column, " " if kind == "token_seq" else "|")
     values = numbers(column)
@@ -76,34 +81,34 @@ def _all_numbers(column: Column, values: Doubles) -> bool:
     return bool(np.isfinite(values[filled]).all())
 
 
-def _categories(column: Column) -> tuple[list[Rows], int]:
+def _categories(column: Column) -> Coded:
     values = pc.if_else(pc.equal(texts(column), ""), None, texts(column))
     known = sorted(value for value in pc.unique(values).to_pylist() if value is not None)
     if len(known) < 2 or len(known) > max(BUCKETS, len(column) / 2):
-        return [], 0
+        return NOTHING
     codes = pc.fill_null(pc.index_in(values, value_set=pa.array(known)), -1)
-    return [(np.asarray(codes.to_numpy()) + 1).astype(np.int32)], len(known) + 1
+    return [(np.asarray(codes.to_numpy()) + 1).astype(np.int32)], len(known) + 1, tuple(known)
 
 
-def _buckets(values: Doubles) -> tuple[list[Rows], int]:
+def _buckets(values: Doubles) -> Coded:
     """Codes 1..16 by quantile; equal values share a bucket."""
     known = values[np.isfinite(values)]
     edges = np.unique(np.quantile(known, np.linspace(0, 1, BUCKETS + 1)[1:-1]))
     codes = np.searchsorted(edges, values, side="right") + 1
-    return [np.where(np.isfinite(values), codes, 0).astype(np.int32)], len(edges) + 2
+    return [np.where(np.isfinite(values), codes, 0).astype(np.int32)], len(edges) + 2, tuple(edges.tolist())
 
 
-def _lists(column: Column, separator: str) -> tuple[list[Rows], int]:
+def _lists(column: Column, separator: str) -> Coded:
     is_list = pa.types.is_list(column.type)
     rows = [_words(value if is_list else str(value or "").split(separator)) for value in column.to_pylist()]
     known = sorted({word for words in rows for word in words})
     if len(known) < 2 or len(known) > max(BUCKETS, len(rows) / 2):
-        return [], 0
+        return NOTHING
     code = {word: number for number, word in enumerate(known, 1)}
     codes = np.zeros((len(rows), LIST_COLUMNS), dtype=np.int32)
     for row, words in enumerate(rows):
         codes[row, : len(words)] = [code[word] for word in words]
-    return list(codes[:, : max(map(len, rows))].T), len(known) + 1
+    return list(codes[:, : max(map(len, rows))].T), len(known) + 1, tuple(known)
 
 
 def _words(values: Iterable[object] | None) -> list[str]:

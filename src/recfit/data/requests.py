@@ -1,7 +1,8 @@
 """Requests in, recommendations out, as files. Standard library only: the serving install reads requests, too.
 
 Requests are CSV (`user_id`, and optionally `history`, `exclude`: ids set apart by blanks, or a JSON list where ids hold
-blanks) or JSON lines (`{"user_id": "7", "history": ["12", "5"], "exclude": ["9"]}`). A `query` number may be there.
+blanks; `context`: a JSON object) or JSON lines (`{"user_id": "7", "history": ["12", "5"], "exclude": ["9"], "context":
+{"hour": "13"}}`). A `query` number may be there.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recfit.types import DataError, Queries, Recommendation, Request
+from recfit.types import DataError, Queries, Recommendation, Request, RequestContext
 
-KEYS = ("user_id", "history", "exclude", "query")
+KEYS = ("user_id", "history", "exclude", "context", "query")
 
 
 def read_requests(path: Path) -> list[Request]:
@@ -80,8 +81,9 @@ def _csv_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
                 )
             lists = {key: _cell(place, key, row[key]) for key in ("history", "exclude") if row.get(key)}
             user = {"user_id": row["user_id"]} if row.get("user_id") else {}
-            extra = {key: value for key, value in row.items() if key not in ("user_id", "history", "exclude")}
-            yield reader.line_num, {**extra, **user, **lists}
+            told = {"context": _json(f"{place}, context", row["context"])} if row.get("context") else {}
+            extra = {key: value for key, value in row.items() if key == "query" or key not in KEYS}
+            yield reader.line_num, {**extra, **user, **lists, **told}
 
 
 def _cell(place: str, key: str, text: str) -> Any:
@@ -119,13 +121,23 @@ def _request(place: str, fields: Mapping[str, Any]) -> Request:
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise DataError(f"{place}: a request has no {key!r}{hint} It may have {', '.join(KEYS)}")
     user, history = fields.get("user_id"), fields.get("history")
-    if user is None and history is None:
-        raise DataError(f"{place}: a request needs a user_id or a history")
+    if user is None and history is None and not fields.get("context"):
+        raise DataError(f"{place}: a request needs a user_id, a history or a context")
     return Request(
         user_id=None if user is None else _id(f"{place}, user_id", user),
         history=None if history is None else _ids(f"{place}, history", history),
         exclude=_ids(f"{place}, exclude", fields.get("exclude") or []),
+        context=_context(f"{place}, context", fields.get("context")),
     )
+
+
+def _context(place: str, values: Any) -> RequestContext | None:
+    if values is not None and not isinstance(values, dict):
+        raise DataError(f"{place}: {values!r} is not an object of features and their values")
+    for name, value in (values or {}).items():
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise DataError(f"{place}, {name}: {value!r} is not a value; values are texts or numbers")
+    return values or None
 
 
 def _ids(place: str, values: object) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from recfit.registry import find
 from recfit.runtimes import Batch, Rescorer, Scorer, SessionCache, StageSpec
 from recfit.tables import Table
 from recfit.topk import Found, best, first, top_k
-from recfit.types import BundleError, ConfigError, FloatArray, IntArray, Recommendation, Request, Rows
+from recfit.types import BundleError, ConfigError, FloatArray, IntArray, Recommendation, Request, RequestContext, Rows
 
 _NO_ROWS = np.empty(0, np.int64)
 # Items that `exhaustive` scores in one run: bounds the memory of their rows.
@@ -39,7 +39,9 @@ class Engine:
             kept for scorer in scorers if (kept := getattr(scorer, "sessions", None)) is not None
         ]
         self._alone = any(spec.alone for spec in stages.values())
-        self._reads_history = "history" in stages["retrieve"].inputs
+        self._reads_history, self._reads_features = (
+            name in stages["retrieve"].inputs for name in ("history", "user_features")
+        )
         self._codes = _feature_codes(bundle, stages)
         self._cache_ends = 0.0 if bundle.cache is None else _created(bundle) + bundle.cache.ttl_seconds
 
@@ -56,6 +58,15 @@ class Engine:
     def title(self, item_id: str) -> str | None:
         row = self._read.items.get(item_id)
         return None if row is None or self.bundle.titles is None else self.bundle.titles[row]
+
+    @property
+    def context_names(self) -> Sequence[str]:
+        """The features that a request's context may give a value."""
+        return self._read.vocabulary.names
+
+    def refusal(self, context: RequestContext | None) -> str:
+        """Why a request with this context raises `ConfigError`; empty where it does not."""
+        return self._read.vocabulary.refusal(context)
 
     def keep_sessions(self, most_mb: float) -> None:
         """Go on, for a request whose history starts with one that was asked, from what was worked out then. Stages whose
@@ -74,7 +85,8 @@ class Engine:
     def recommend(
         self, requests: Sequence[Request], k: int = 10, *, spent: dict[str, float] | None = None
     ) -> list[Recommendation]:
-        """The `k` >= 1 best unseen items for every request, best first; fewer where the catalogue has no more.
+        """The `k` >= 1 best unseen items for every request, best first; fewer where the catalogue has no more. Raises
+        `ConfigError` for a context that the bundle cannot read.
 
         `spent`, where it is given, is filled with the milliseconds of every stage that ran.
         """
@@ -96,7 +108,7 @@ class Engine:
         cache = self.bundle.cache
         if cache is None or asked.only is not None or time.time() > self._cache_ends:
             return None
-        if asked.fresh and not cache.depth:  # the user's list knows nothing of what happened since
+        if asked.context is not None or (asked.fresh and not cache.depth):  # the list knows nothing of it
             return None
         line = cache.find(asked.user, asked.history)
         if line is None:
@@ -106,7 +118,7 @@ class Engine:
 
     def _fallback(self, asked: Asked, k: int) -> Recommendation | None:
         """The most popular items for a request that tells the model nothing, else None."""
-        if len(asked.history) or (asked.user >= 0 and not self._reads_history):
+        if len(asked.history) or (asked.user >= 0 and not self._reads_history) or (asked.told and self._reads_features):
             return None
         items = self.bundle.fallback
         items = items[: k + len(asked.excluded)] if asked.only is None else items[np.isin(items, asked.only)]
@@ -203,6 +215,9 @@ class Engine:
         codes = None
         if self._codes is not None:
             codes = np.where(users[:, None] >= 0, self._codes[users], 0).astype(np.int64)
+            for line, one in zip(codes, asked, strict=True):
+                if one.context is not None:
+                    np.copyto(line, one.context, where=one.context >= 0)
         return Batch(users + 1, [one.history for one in asked], codes)
 
     def _answer(self, rows: IntArray | Rows, scores: FloatArray, source: str) -> Recommendation:

@@ -8,25 +8,33 @@ from typing import NamedTuple
 import numpy as np
 
 from recfit.bundle import Bundle
-from recfit.types import Request, Rows
+from recfit.engine._context import Vocabulary
+from recfit.types import IntArray, Request, Rows
 
 NONE = np.empty(0, np.int32)
 
 
 class Asked(NamedTuple):
     """A request as rows: the user's (-1 unknown), the history, oldest first, what must not be shown besides, the only items
-    that may be (None: all), and whether the history goes beyond what the bundle knows of the user."""
+    that may be (None: all), whether the history goes beyond what the bundle knows of the user, and the codes of the context
+    (-1 where it says nothing; None without one)."""
 
     user: int
     history: Rows
     excluded: Rows
     only: Rows | None
     fresh: bool
+    context: IntArray | None
 
     @property
     def gone(self) -> Rows:
         """What must not be shown."""
         return np.concatenate((self.history, self.excluded)) if len(self.excluded) else self.history
+
+    @property
+    def told(self) -> bool:
+        """Whether the context has a value that is known."""
+        return self.context is not None and bool((self.context > 0).any())
 
 
 class Reader:
@@ -35,6 +43,7 @@ class Reader:
     def __init__(self, bundle: Bundle) -> None:
         self.users = {user: row for row, user in enumerate(bundle.user_ids)}
         self.items = {item: row for row, item in enumerate(bundle.item_ids)}
+        self.vocabulary = Vocabulary(bundle)
         self._histories = bundle.histories
 
     def asked(self, request: Request) -> Asked:
@@ -45,7 +54,8 @@ class Reader:
         recent = self.rows(request.recent) if request.recent else NONE
         excluded = self.rows(request.exclude) if request.exclude else NONE
         only = None if request.candidates is None else np.unique(self.rows(request.candidates))
-        return Asked(user, continued(history, recent), excluded, only, bool(len(recent)))
+        context = self.vocabulary.row(request.context) if request.context else None
+        return Asked(user, continued(history, recent), excluded, only, bool(len(recent)), context)
 
     def rows(self, ids: Sequence[str]) -> Rows:
         """Rows of the known ids; unknown ones carry no signal and are skipped."""

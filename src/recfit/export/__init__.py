@@ -64,8 +64,11 @@ def export(
 
 
 def _carried(around: Surroundings, pipeline: Pipeline) -> Surroundings:
-    """`around` without the users where requests bring their histories and nothing in the bundle depends on who asks."""
+    """`around` without the values of features that no stage reads, and without the users where requests bring their histories
+    and nothing in the bundle depends on who asks."""
     read = {name for stage in pipeline.stages.values() for name in stage.model.inputs}
+    if "user_features" not in read and around.user_features is not None:
+        around = replace(around, user_features=replace(around.user_features, values=None))
     by_user = pipeline.cache is not None and pipeline.cache.key == "user"
     if around.keep_histories or by_user or read & {"user", "user_features"}:
         return around

@@ -60,7 +60,7 @@ def write_surroundings(around: Surroundings, directory: Path) -> None:
         "users": around.user_ids,
         "items": around.item_ids,
         "titles": around.titles,
-        "user_features": None if features is None else {"names": features.names, "sizes": features.sizes},
+        "user_features": None if features is None else _columns(features),
     }
     (directory / "catalogue.json").write_text(
         json.dumps(catalogue, ensure_ascii=False, separators=(",", ":")), encoding="utf-8"
@@ -73,6 +73,11 @@ def write_surroundings(around: Surroundings, directory: Path) -> None:
         np.save(directory / bundle.ITEM_ROWS, around.item_rows)
     if features is not None:
         np.save(directory / "user_features.npy", features.codes)
+
+
+def _columns(features: Features) -> dict[str, Any]:
+    known = {"names": features.names, "sizes": features.sizes}
+    return known if features.values is None else {**known, "values": features.values}
 
 
 def _narrow(rows: Rows, n_items: int) -> Any:

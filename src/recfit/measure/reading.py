@@ -34,8 +34,9 @@ def queries_of(bundle: Path, requests: Path, targets: Path) -> tuple[Queries, In
             )
         if not opened.user_ids and request.history is None:
             raise DataError(f"{requests}, request {number} has no history, and the bundle stores none; add `history`")
-        if request.exclude:
-            raise DataError(f"{requests}, request {number} excludes items, which is not measured; leave `exclude` out")
+        if request.exclude or request.context:
+            what, key = ("excludes items", "exclude") if request.exclude else ("has a context", "context")
+            raise DataError(f"{requests}, request {number} {what}, which is not measured; leave `{key}` out")
     rows = [users[str(request.user_id)] for request in asked]
     stored = opened.histories.renumbered(opened.item_rows)
     past = [

@@ -140,7 +140,8 @@ def v2_routes(fleet: Fleet, service: Service, draining: Event) -> list[Route]:
 
     async def metadata(request: HttpRequest) -> Response:
         name, model = await named(request)
-        return Response(v2.metadata(name, model.best.bundle), media_type="application/json")
+        told = v2.metadata(name, model.best.bundle, model.best.engine.context_names)
+        return Response(told, media_type="application/json")
 
     async def model_ready(request: HttpRequest) -> Response:
         name, model = await named(request)

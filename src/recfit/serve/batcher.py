@@ -13,13 +13,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from recfit.runtimes import SessionCache
 from recfit.serve import caller
 from recfit.serve.ladder import WEIGHT, Ladder
-from recfit.types import FloatArray, Recommendation, Request
+from recfit.types import FloatArray, Recommendation, Request, RequestContext
 
 T = TypeVar("T")
 Outcome = Recommendation | Exception
@@ -50,6 +51,11 @@ class Recommender(Protocol):
     def score(self, request: Request, items: Sequence[str]) -> FloatArray: ...
 
     def similar(self, item_id: str, k: int = 10) -> Recommendation: ...
+
+    @property
+    def context_names(self) -> Sequence[str]: ...
+
+    def refusal(self, context: RequestContext | None) -> str: ...
 
     def known_item(self, item_id: str) -> bool: ...
 
@@ -296,11 +302,18 @@ def answers(engines: Sequence[Recommender], batch: Batch) -> Ran:
     spent_s: dict[int, float] = {}
     for (rung, k), places in groups.items():
         begin = time.perf_counter()
-        outcomes = _outcomes(engines[rung], [batch.waiting[at].request for at in places], k)
+        engine = engines[rung]
+        outcomes = _outcomes(engine, [read_by(engine, batch.waiting[at].request) for at in places], k)
         spent_s[rung] = spent_s.get(rung, 0.0) + time.perf_counter() - begin
         for at, outcome in zip(places, outcomes, strict=True):
             found[at] = outcome
     return found, spent_s
+
+
+def read_by(engine: Recommender, request: Request) -> Request:
+    """`request` without a context that `engine` can't read. What was asked for can: this is a cheaper rung, the arm of an
+    experiment, or a shadow."""
+    return replace(request, context=None) if request.context and engine.refusal(request.context) else request
 
 
 def _outcomes(engine: Recommender, requests: Sequence[Request], k: int) -> list[Outcome]:

@@ -156,4 +156,5 @@ def _size(known: Known) -> int:
 def key_of(bundles: str, request: Request, k: int) -> bytes:
     """Equal for requests that every engine answers alike. `bundles` are all that may answer, for an answer knows its rung
     among them."""
-    return hashlib.blake2b(msgspec.msgpack.encode((bundles, k, request)), digest_size=16).digest()
+    text = msgspec.msgpack.encode((bundles, k, request), order="deterministic")
+    return hashlib.blake2b(text, digest_size=16).digest()

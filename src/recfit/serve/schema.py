@@ -24,15 +24,20 @@ History = Annotated[
     tuple[str, ...] | None,
     Meta(description="Item ids, oldest first; wins over what the bundle and the server know of the user"),
 ]
+Given = Annotated[
+    dict[str, Annotated[str, Meta(max_length=1000)] | int | float] | None,
+    Meta(description="Values of user features by name; they win over what the bundle knows of the user"),
+]
 Model = Annotated[str | None, Meta(description="A model of the server by name; the default one where it is left out")]
 MOST_REQUESTS, MOST_EVENTS = 256, 1000
 
 
 class RecommendRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Who asks, and for how many items. At least one of `user_id` and `history` is given."""
+    """Who asks, and for how many items. At least one of `user_id`, `history` and `context` is given."""
 
     user_id: UserId = None
     history: History = None
+    context: Given = None
     k: Annotated[int, Meta(ge=1, le=1000, description="How many items to return at most")] = 10
     exclude: Annotated[tuple[str, ...], Meta(description="Item ids that must not be returned")] = ()
     candidates: Annotated[
@@ -51,7 +56,9 @@ class RecommendRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = None
 
     def request(self) -> Request:
-        return Request(_text(self.user_id), self.history, self.exclude, candidates=self.candidates)
+        return Request(
+            _text(self.user_id), self.history, self.exclude, candidates=self.candidates, context=self.context or None
+        )
 
 
 class BatchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -61,15 +68,16 @@ class BatchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ScoreRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Who asks, and the items that are to be scored. At least one of `user_id` and `history` is given."""
+    """Who asks, and the items that are to be scored. At least one of `user_id`, `history` and `context` is given."""
 
     items: Annotated[tuple[str, ...], Meta(description="Item ids, seen or not")]
     user_id: UserId = None
     history: History = None
+    context: Given = None
     model: Model = None
 
     def request(self) -> Request:
-        return Request(_text(self.user_id), self.history)
+        return Request(_text(self.user_id), self.history, context=self.context or None)
 
 
 class Happened(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -293,8 +301,8 @@ def parse_score(body: bytes | bytearray) -> ScoreRequest:
 
 def check(asked: A) -> A:
     """`asked`, if it says who asks."""
-    if asked.user_id is None and asked.history is None:
-        message = "neither user_id nor history is given; give one of them, a new user has the history []"
+    if asked.user_id is None and asked.history is None and not asked.context:
+        message = "neither user_id nor history nor context is given; give one of them, a new user has the history []"
         raise HttpError(422, "invalid_request", message, "user_id")
     return asked
 

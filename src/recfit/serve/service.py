@@ -15,7 +15,7 @@ from time import perf_counter
 import msgspec
 
 from recfit.serve import caller, schema
-from recfit.serve.batcher import LateError, OverloadError
+from recfit.serve.batcher import LateError, OverloadError, read_by
 from recfit.serve.events import Events, UnavailableError
 from recfit.serve.experiments import Experiments
 from recfit.serve.exposures import Exposures
@@ -73,6 +73,8 @@ class Service:
         request, blind = await self._complete(asked.request())
         name, experiment, model = await self._arm(asked, request.user_id)
         answering.set(name)
+        if request.context:
+            _check(await self._fleet.get(asked.variant or asked.model), request)
         if (shadow := self._experiments.shadow(asked.model or DEFAULT)) is not None:
             self._shadows.send(shadow, request, asked.k)
         if asked.explain:
@@ -128,6 +130,8 @@ class Service:
         """The id of the bundle that answered for `model`, the cheapest one where several did, the answers, and whether one is
         degraded."""
         loaded = await self._fleet.get(model)
+        for request in requests:
+            _check(loaded, request)
         answering.set(model)
         asked = [await self._complete(request) for request in requests]
         answers = await asyncio.gather(*(loaded.batcher.ask(request, k) for request, _ in asked))
@@ -142,6 +146,7 @@ class Service:
         model = await self._fleet.get(asked.model)
         answering.set(asked.model or DEFAULT)
         request, blind = await self._complete(asked.request())
+        _check(model, request)
         found = await model.batcher.run(partial(model.best.engine.score, request, asked.items))
         scores = [None if score != score else score for score in found.tolist()]  # JSON has no NaN
         return Reply(encode(schema.ScoreResponse(scores, model.best.bundle, number, blind)), "model")
@@ -179,6 +184,12 @@ class Service:
         return replace(request, recent=recent) if recent else request, False
 
 
+def _check(model: Model, request: Request) -> None:
+    """Raise `HttpError` for a context that the best bundle of what was asked for can't read."""
+    if why := model.best.engine.refusal(request.context):
+        raise HttpError(422, "invalid_request", why, "context")
+
+
 def _deadline(asked: schema.RecommendRequest, begin: float) -> float:
     """On the monotonic clock."""
     return math.inf if asked.deadline_ms is None else begin + asked.deadline_ms / 1e3
@@ -190,7 +201,8 @@ async def _explained(model: Model, request: Request, k: int, deadline: float, nu
 
     def timed() -> list[Recommendation]:
         begin = perf_counter()
-        found = model.best.engine.recommend([request], k, spent=spent)
+        engine = model.best.engine
+        found = engine.recommend([read_by(engine, request)], k, spent=spent)
         spent["total"] = (perf_counter() - begin) * 1e3
         return found
 

@@ -1,12 +1,13 @@
 """The Open Inference Protocol (KServe V2) over HTTP, for clients that speak it: health, metadata, and `infer`.
 
-`infer` takes `user_id` (BYTES, [n] or [n, 1]), or `history` (BYTES, [n, L], filled up with empty texts), or both, and `k` (an
-integer, [1]); it gives `items` (BYTES, [n, k]) and `scores` (FP32, [n, k]), filled up with empty texts and the lowest number.
+`infer` takes `user_id` (BYTES, [n] or [n, 1]), `history` (BYTES, [n, L], filled up with empty texts), values of user features
+(`context.NAME`: BYTES, [n] or [n, 1]; an empty text says nothing), at least one of these, and `k` (an integer, [1]); it gives
+`items` (BYTES, [n, k]) and `scores` (FP32, [n, k]), filled up with empty texts and the lowest number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -21,6 +22,7 @@ from recfit.types import Recommendation, Request
 
 LOWEST = float(np.finfo(np.float32).min)
 MOST_ROWS = schema.MOST_REQUESTS
+CONTEXT = "context."
 
 
 class Tensor(msgspec.Struct, frozen=True):
@@ -87,9 +89,10 @@ def server() -> bytes:
     return encode(Server("recfit", version("recfit"), []))
 
 
-def metadata(name: str, bundle: str) -> bytes:
-    """The body of `GET /v2/models/NAME`."""
-    inputs = [("user_id", "BYTES", [-1]), ("history", "BYTES", [-1, -1]), ("k", "INT64", [1])]
+def metadata(name: str, bundle: str, context: Sequence[str]) -> bytes:
+    """The body of `GET /v2/models/NAME`, whose requests may give values to the features in `context`."""
+    told = [(CONTEXT + feature, "BYTES", [-1]) for feature in context]
+    inputs = [("user_id", "BYTES", [-1]), ("history", "BYTES", [-1, -1]), *told, ("k", "INT64", [1])]
     outputs = [("items", "BYTES", [-1, -1]), ("scores", "FP32", [-1, -1])]
     described = [
         [{"name": name, "datatype": kind, "shape": shape} for name, kind, shape in part] for part in (inputs, outputs)
@@ -114,28 +117,40 @@ async def infer(service: Service, name: str, body: bytes | bytearray, number: st
 
 
 def _requests(tensors: dict[str, Tensor]) -> list[Request]:
-    users, histories = (_rows(tensors.get(name)) for name in ("user_id", "history"))
-    if users is None and histories is None:
-        raise HttpError(422, "invalid_request", "neither user_id nor history is given; give one of them", "inputs")
-    if users is not None and histories is not None and len(users) != len(histories):
-        message = f"user_id has {len(users)} rows and history {len(histories)}; give as many of both"
-        raise HttpError(422, "invalid_request", message, "history")
-    count = len(users if users is not None else histories or ())
+    given = {name: _rows(tensor) for name, tensor in tensors.items() if _tells(name)}
+    if not given:
+        message = "neither user_id nor history nor context is given; give one of them"
+        raise HttpError(422, "invalid_request", message, "inputs")
+    (first, count), *others = ((name, len(rows)) for name, rows in given.items())
+    for name, rows in others:
+        if rows != count:
+            message = f"{first} has {count} rows and {name} {rows}; give as many of both"
+            raise HttpError(422, "invalid_request", message, name)
     if not 1 <= count <= MOST_ROWS:
         raise HttpError(422, "invalid_request", f"{count} rows are asked for; ask for 1 to {MOST_ROWS}", "inputs")
-    return [
-        Request(
-            None if users is None else users[row][0],
-            None if histories is None else tuple(item for item in histories[row] if item),
-        )
-        for row in range(count)
-    ]
+    return [_request({name: rows[row] for name, rows in given.items()}) for row in range(count)]
 
 
-def _rows(tensor: Tensor | None) -> list[list[str]] | None:
+def _tells(name: str) -> bool:
+    """Whether a tensor says who asks."""
+    return name in ("user_id", "history") or name.startswith(CONTEXT)
+
+
+def _request(given: Mapping[str, list[str]]) -> Request:
+    """Of the texts of one row."""
+    user, history = given.get("user_id"), given.get("history")
+    told = {
+        name.removeprefix(CONTEXT): texts[0] for name, texts in given.items() if name.startswith(CONTEXT) and texts[0]
+    }
+    return Request(
+        user[0] if user else None,
+        None if history is None else tuple(item for item in history if item),
+        context=told or None,
+    )
+
+
+def _rows(tensor: Tensor) -> list[list[str]]:
     """Texts by row."""
-    if tensor is None:
-        return None
     values = [*_flat(tensor.data)]
     rows = tensor.shape[0] if tensor.shape else 0
     width = tensor.shape[1] if len(tensor.shape) > 1 else 1
@@ -143,8 +158,8 @@ def _rows(tensor: Tensor | None) -> list[list[str]] | None:
     if not sound or rows * width != len(values) or not all(isinstance(value, str) for value in values):
         message = f"{tensor.name} must be BYTES of shape [n] or [n, L] with that many texts"
         raise HttpError(422, "invalid_request", message, tensor.name)
-    if tensor.name == "user_id" and width != 1:
-        raise HttpError(422, "invalid_request", "user_id has one value a row; give shape [n]", "user_id")
+    if tensor.name != "history" and width != 1:
+        raise HttpError(422, "invalid_request", f"{tensor.name} has one value a row; give shape [n]", tensor.name)
     return [values[at * width : (at + 1) * width] for at in range(rows)]
 
 
