@@ -81,7 +81,7 @@ def test_it_answers_what_the_engine_answers_and_replicas_share_events(bundle: Pa
     while read < 10:  # a new connection each, so that both replicas are asked
         assert time.monotonic() < end + 30
         found = httpx.post(f"{served}/v1/recommend", json={"user_id": "1"}, timeout=30).json()
-        if not found["degraded"]:  # Redis answered in its 20 ms
+        if not found.get("degraded"):  # Redis answered in its 20 ms
             assert first not in {item["item_id"] for item in found["items"]}
             read += 1
 
