@@ -16,6 +16,7 @@ from recfit.search.original import compared, known_or_run, measured_original, re
 from recfit.search.propose import proposals, singles
 from recfit.search.select import require
 from recfit.search.study import Candidate
+from recfit.selecting import left_undecided
 from recfit.techniques import Context
 
 
@@ -45,6 +46,8 @@ def optimize(settings: config.Settings | str | Path, say: Say = print) -> Outcom
     choice = confirmed(bench)
     if choice.chosen is not None:
         deliver(bench, choice.chosen)
+        if undecided := left_undecided(choice, bench.budget):
+            bench.say(undecided)
     page = study.path("report.html")
     report.write(assemble(study, bench.budget, choice), page)
     chosen = require(choice)

@@ -50,6 +50,19 @@ def reselect(
     return study, budget, choose(study, budget)
 
 
+def left_undecided(choice: Choice, budget: Budget) -> str:
+    """What was not chosen because these users cannot tell whether it holds the budget, and what can be done; else nothing."""
+    found = choice.undecided
+    if found is None:
+        return ""
+    states = choice.verdicts[found.id]
+    limits = ", ".join(limit.text() for limit in budget.limits if states[limit.metric] == "undecided")
+    return (
+        f"better, but these users cannot tell whether it holds {limits}: {line(found, budget)}\n"
+        "accept_undecided = true (--accept-undecided) takes it; a limit that is less tight, or more users, may decide it"
+    )
+
+
 def line(found: Candidate, budget: Budget) -> str:
     """One candidate for the terminal."""
     if found.status != "done":

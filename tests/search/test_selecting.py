@@ -1,11 +1,12 @@
 """Another budget, another choice, from a study that is there."""
 
+import numpy as np
 import pytest
 from made_study import BUDGET, DATA, done, step, worse
 
 from recfit.search.budget import Budget, Limit
 from recfit.search.study import Candidate, Study
-from recfit.selecting import budget_of, line, open_study, reselect
+from recfit.selecting import budget_of, left_undecided, line, open_study, reselect
 from recfit.types import ConfigError
 
 
@@ -77,3 +78,21 @@ def test_a_line_tells_what_did_not_reach_the_second_stage(base):
     shares = {"recall_of_stage_one": 0.912, "overlap_with_exact": 0.985}
     two, _ = done("two", base, 1.0, step("two_stage"), **shares)
     assert line(two, Budget.of({})).endswith(", 91.2% of the targets reach stage two, 98.5% of the exact list served")
+
+
+def test_what_users_cannot_tell_is_named_where_it_would_be_better(make, base):
+    rng = np.random.default_rng(3)
+    unsure = np.clip(base + rng.normal(0.0, 0.3, len(base)), 0, 1)
+    unsure += base.mean() - unsure.mean() - 1e-3  # as good in the mean, better for some and worse for others
+    study = make(done("sure", base, 3.0), done("unsure", unsure, 1.0, step("distill")))
+    limits = ["ndcg@10=99%"]
+    _, budget, choice = reselect(study.directory, limits, "latency", False)
+    assert (choice.chosen.id, choice.undecided.id) == ("sure", "unsure")
+    said = left_undecided(choice, budget)
+    assert said.startswith("better, but these users cannot tell whether it holds ndcg@10 >= 99% of the original: ")
+    assert line(study.candidates["unsure"], budget) in said
+    assert "accept_undecided = true (--accept-undecided) takes it" in said
+    for tolerant, objective in ((True, "latency"), (False, "quality")):
+        _, budget, choice = reselect(study.directory, limits, objective, tolerant)
+        assert choice.undecided is None
+        assert not left_undecided(choice, budget)

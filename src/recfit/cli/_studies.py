@@ -110,7 +110,7 @@ def optimize_command(options: Any) -> None:
 
 def select_command(options: Any) -> None:
     from recfit.search.select import require
-    from recfit.selecting import line, reselect
+    from recfit.selecting import left_undecided, line, reselect
 
     study, budget, choice = reselect(options.study, options.limit, options.objective, options.accept_undecided)
     chosen = require(choice)
@@ -125,6 +125,8 @@ def select_command(options: Any) -> None:
         f"{line(chosen, budget)}\nbundle of the search: {bundle}\n"
         "`recfit optimize` with this [budget] measures it on the test requests and delivers it"
     )
+    if undecided := left_undecided(choice, budget):
+        text += f"\n{undecided}"
     say(options, {**value, "bundle": str(bundle)}, text)
 
 

@@ -58,11 +58,13 @@ class Miss:
 
 @dataclass(frozen=True)
 class Choice:
-    """The best feasible candidate, or the nearest miss; and the verdicts behind it, by candidate id."""
+    """The best feasible candidate, or the nearest miss; the verdicts behind it, by candidate id; and what would have been
+    chosen if limits that are undecided counted, where that is better."""
 
     chosen: Candidate | None
     nearest: Miss | None
     verdicts: Mapping[str, Mapping[str, str]]
+    undecided: Candidate | None = None
 
 
 def choose(study: Study, budget: Budget) -> Choice:
@@ -73,7 +75,12 @@ def choose(study: Study, budget: Budget) -> Choice:
     verdicts = {found.id: budget.verdicts(measured[found.id], original) for found in done}
     feasible = [found for found in done if budget.holds(verdicts[found.id])]
     if feasible:
-        return Choice(min(feasible, key=lambda found: _order(found, budget)), None, verdicts)
+        chosen, open_ = (
+            min(some, key=lambda found: _order(found, budget))
+            for some in (feasible, [found for found in done if "broken" not in verdicts[found.id].values()])
+        )
+        better = budget.loss(open_.metrics) < budget.loss(chosen.metrics)
+        return Choice(chosen, None, verdicts, open_ if better else None)
     return Choice(None, _nearest(done, measured, original, budget, verdicts), verdicts)
 
 
