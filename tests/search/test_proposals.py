@@ -291,3 +291,12 @@ def test_cuts_along_different_axes_join_in_either_order_and_are_one_recipe(study
     other = make("reduce", {"axis": "table_dim", "size": 4})
     first.append(Recipe((other,)))
     assert not [child for child in children(narrow) if other in child.steps], "one axis is cut once"
+
+
+def test_one_chain_has_one_student(study):
+    taught, alone = make("distill", {"kind": "mlp"}), make("simplify", {"kind": "sasrec"})
+    first = [Recipe((step,)) for step in (taught, alone, STEPS[4])]
+    for student in (taught, alone):
+        assert [child for child, _ in propose._children(Recipe((student,)), first, study)] == [
+            Recipe((student, STEPS[4]))
+        ]

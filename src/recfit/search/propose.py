@@ -183,19 +183,21 @@ def _children(recipe: Recipe, first: Sequence[Recipe], study: Study) -> list[Chi
     """`recipe` with one more step, and that step alone: none that works on what a step of it does, nor one that is known to
     fail on the original; after all that `recipe` trains, which would be trained anew."""
     trained = max((at + 1 for at, step in enumerate(recipe.steps) if step.trains), default=0)
-    worked_on = {_works_on(step) for step in recipe.steps}
     return [
         (child, single)
         for single in first
         for step in single.steps
-        if _works_on(step) not in worked_on and not _failed(single, study)
+        if not any(_exclude(step, done) for done in recipe.steps) and not _failed(single, study)
         if (child := recipe.then(step)).steps[:trained] == recipe.steps[:trained]
     ]
 
 
-def _works_on(step: Technique) -> tuple[str, str]:
-    """Steps of one family do the same to a model, but for those that cut it along different axes."""
-    return step.family, getattr(step, "axis", "")
+def _exclude(step: Technique, done: Technique) -> bool:
+    """Whether a chain has room for one of both alone: they are of one family and don't cut along different axes, or of
+    different ones and of equal order, as two ways to another model are."""
+    if step.family != done.family:
+        return step.order == done.order
+    return getattr(step, "axis", "") == getattr(done, "axis", "")
 
 
 def _failed(single: Recipe, study: Study) -> bool:
