@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import sqlite3
@@ -250,6 +251,7 @@ def test_where_nothing_is_named_events_are_kept_beside_the_bundle(
     bundle = tmp_path / "study" / "bundle"
     bundle.mkdir(parents=True)
     monkeypatch.chdir(bundle)
+    caplog.set_level(logging.WARNING, "recfit.serve")
     assert beside(Path()) == beside(bundle) == str(tmp_path / "study" / "bundle.events.db")
     assert [*bundle.iterdir()] == []
     assert caplog.text == ""
