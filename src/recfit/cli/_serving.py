@@ -6,12 +6,18 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from recfit.cli._common import Commands, adder, progress, say
+from recfit.cli._common import Adder, Commands, adder, progress, say
 from recfit.types import ConfigError
 
 
 def add_commands(commands: Commands) -> None:
     add = adder(commands)
+    _add_serve(add)
+    _add_experiment(add)
+    _add_loadtest(add)
+
+
+def _add_serve(add: Adder) -> None:
     serve = add("serve", serve_command, "answer requests over HTTP", "recfit serve runs/study/bundle --port 8000")
     serve.add_argument("bundle", type=Path, help="a bundle's directory, or the recfit.toml whose study chose one")
     text = "bundles that answer where the first cannot keep --budget-ms, the best first"
@@ -45,6 +51,8 @@ def add_commands(commands: Commands) -> None:
     serve.add_argument("--redis", help="servers that are given the same address share events and answers")
     serve.add_argument("--drain-s", type=float, help="seconds from SIGTERM to closing (default: 1)")
 
+
+def _add_experiment(add: Adder) -> None:
     text = "say what an A/B test shows, from the log that `recfit serve --exposures` wrote"
     example = "recfit experiment report exposures.db --name student --plan experiments.toml"
     experiment = add("experiment", experiment_command, text, example)
@@ -56,6 +64,8 @@ def add_commands(commands: Commands) -> None:
     experiment.add_argument("--kind", default="click", help="the feedback that counts (default: click)")
     experiment.add_argument("--plan", type=Path, help="the file with the arms' weights (default: equal ones)")
 
+
+def _add_loadtest(add: Adder) -> None:
     text = "put load on a server on a schedule, so that stalls are not hidden"
     example = "recfit loadtest http://127.0.0.1:8000 --requests runs/study/test/requests.jsonl --find-max --p99 5"
     load = add("loadtest", loadtest_command, text, example)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from threading import Event
 
@@ -78,24 +78,7 @@ def make_app(
         "/v1/feedback": service.feedback,
     }
     posts = {path: Post(path, answer, metrics) for path, answer in bodies.items()}
-    cold = Starlette(
-        routes=[
-            *(Route(path, post, methods=["POST"]) for path, post in posts.items()),
-            Route("/v1/similar/{item_id:path}", similar(service)),
-            Route("/v1/models", models(fleet)),
-            Route("/v1/bundle", bundle(fleet)),
-            *v2_routes(fleet, service, draining),
-            Route("/healthz", fixed(encode(Health("ok")))),
-            Route("/readyz", readyz(fleet, draining)),
-            Route("/metrics", exposition(metrics)),
-            Route("/v1/status", current(partial(status, fleet, metrics.recent, experiments))),
-            *(Route(path, console(*page(path))) for path in PAGES),
-            Route("/openapi.json", fixed(openapi.document())),
-        ],
-        exception_handlers={HTTPException: refuse, HttpError: no, OverloadError: busy, Exception: fail},
-    )
-    cold.router.redirect_slashes = False
-
+    cold = _cold(fleet, service, metrics, experiments, posts, draining)
     admin, counted = make_admin(fleet), Counted(cold, metrics)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -113,6 +96,35 @@ def make_app(
                 raise
 
     return app if keys is None else Guard(app, keys, metrics.refused)
+
+
+def _cold(
+    fleet: Fleet,
+    service: Service,
+    metrics: Metrics,
+    experiments: Experiments,
+    posts: Mapping[str, Post],
+    draining: Event,
+) -> Starlette:
+    """All routes; the `posts` too, for what is asked of them by another method."""
+    cold = Starlette(
+        routes=[
+            *(Route(path, post, methods=["POST"]) for path, post in posts.items()),
+            Route("/v1/similar/{item_id:path}", similar(service)),
+            Route("/v1/models", models(fleet)),
+            Route("/v1/bundle", bundle(fleet)),
+            *v2_routes(fleet, service, draining),
+            Route("/healthz", fixed(encode(Health("ok")))),
+            Route("/readyz", readyz(fleet, draining)),
+            Route("/metrics", exposition(metrics)),
+            Route("/v1/status", current(partial(status, fleet, metrics.recent, experiments))),
+            *(Route(path, console(*page(path))) for path in PAGES),
+            Route("/openapi.json", fixed(openapi.document())),
+        ],
+        exception_handlers={HTTPException: refuse, HttpError: no, OverloadError: busy, Exception: fail},
+    )
+    cold.router.redirect_slashes = False
+    return cold
 
 
 def similar(service: Service) -> Endpoint:
