@@ -15,6 +15,7 @@ import pytest
 
 import toys
 from recfit.engine import open_bundle
+from recfit.measure.machine import halves_fast
 from recfit.pipeline import Pipeline, RuntimePlan, Stage
 from recfit.runtimes import openvino as runtime
 from recfit.types import BundleError, Request, Unsupported
@@ -111,3 +112,21 @@ def test_a_graph_that_openvino_cannot_read_is_refused(tmp_path: Path) -> None:
     model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", ports[:1], ports[1:]))
     with pytest.raises(Unsupported, match=r"cannot read this graph: .*com\.microsoft\.Mystery.*; keep name='ort'"):
         runtime.save(model, tmp_path / "model.xml")
+
+
+@pytest.mark.parametrize(("options", "precision"), [({}, "float32"), ({"precision": "bf16"}, "bf16")])
+def test_products_have_the_precision_that_was_asked_for(
+    options: dict[str, str], precision: str, exported: Exported
+) -> None:
+    """What a bundle was measured with must not depend on the processor it opens on, unless it has no such products."""
+    main = toys.original("sasrec").main
+    engine = open_bundle(exported(Pipeline(main, runtime=RuntimePlan("openvino", options=options))))
+    hint = engine._retrieve._session._model.get_property("INFERENCE_PRECISION_HINT").get_type_name()  # type: ignore[attr-defined]
+    assert hint == {"float32": "f32", "bf16": "bf16" if halves_fast() else "f32"}[precision]
+    requests = [Request(history=IDS[at : at + 1 + at % 7]) for at in range(30)]
+    assert engine.manifest["pipeline"]["retrieve"]["alone"] == bool(options)  # rounding differs by the shape of a batch
+    alone = [engine.recommend([request])[0] for request in requests]
+    plain = [open_bundle(exported(Pipeline(main))).recommend([request])[0] for request in requests]
+    for found, wanted in zip(alone, plain, strict=True):
+        np.testing.assert_allclose(found.scores, wanted.scores, atol=0.05 if options else 1e-5)
+    assert [found.items for found in engine.recommend(requests)] == [found.items for found in alone]

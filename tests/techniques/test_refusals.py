@@ -92,6 +92,7 @@ REFUSED: list[tuple[Pipeline, str, Mapping[str, Any], str]] = [
         for setting, value in (("arena", False), ("spinning", True))
     ),
     (SASREC, "runtime", {"compile": True}, "ort has no compile; leave it out, or take name='torch'"),
+    (SASREC, "runtime", {"precision": "bf16"}, "ort has no precision; leave it out, or take name='openvino'"),
     (SASREC, "runtime", {"name": "fused", "spinning": True}, "one thread waits for no other; leave out spinning, or"),
     (SASREC, "runtime", {}, r"runtime\(\) changed nothing here"),
     (TWO, "two_stage", {"retriever": "ease"}, "this pipeline already has two stages"),
@@ -178,6 +179,7 @@ WRONG = [
     ("runtime", {"threads": -1}, "threads = -1 is outside 0 to"),
     ("runtime", {"name": "openvno"}, "technique.runtime.name = 'openvno'.*; allowed: .*numpy, .*ort"),
     ("runtime", {"graph": "most"}, "allowed: none, basic, extended, all"),
+    ("runtime", {"precision": "int8"}, "technique.runtime.precision = 'int8'"),
     ("runtime", {"arena": 1}, "technique.runtime.arena = 1; it must be true or false"),
     ("runtime", {"spinning": "yes"}, "technique.runtime.spinning = 'yes'; it must be true or false"),
     ("quantize", {"graph": True}, "technique.quantize.graph = True; it must be a text in quotes"),
@@ -366,6 +368,16 @@ def test_threads_spin_only_where_there_are_two(cores: int, monkeypatch: pytest.M
     found = [describe(step) for step in variants(context_of(SASREC))]
     assert ("runtime(threads=2, spinning=True)" in found) == (cores == 2)
     assert not [name for name in found if "compile" in name]
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_products_of_16_bits_are_proposed_where_the_processor_has_them(
+    fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recfit.techniques.runtime.halves_fast", lambda: fast)
+    [variants] = available(["runtime"])
+    found = [describe(step) for step in variants(context_of(SASREC))]
+    assert ("runtime(name=openvino, precision=bf16)" in found) == fast
 
 
 @pytest.mark.parametrize(("pipeline", "name"), [(SASREC, "fused"), (NEUMF, "ort")])

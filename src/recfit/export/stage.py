@@ -43,7 +43,8 @@ def write_stage(name: str, directory: Path, pipeline: Pipeline, around: Surround
         models.save(stage.model, directory / "model")
         return spec
     spec, feed = _write_float32(stage, spec, around, directory)
-    spec = replace(spec, alone=_alone(stage))
+    rounds = getattr(runtime, "rounds", None)
+    spec = replace(spec, alone=_alone(stage) or bool(rounds and rounds(spec)))
     if report and stage.graph != "float32":
         _write_report(stage, sensitivities(stage, around), directory)
     graphs.convert(directory / GRAPH, stage.graph, stage.graph_options, feed)

@@ -11,7 +11,19 @@ from typing import Any
 
 import psutil
 
-ISA = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_tile", "amx_int8", "asimd", "sve", "i8mm")
+ISA = (
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "avx_vnni",
+    "amx_tile",
+    "amx_int8",
+    "amx_bf16",
+    "asimd",
+    "sve",
+    "i8mm",
+)
 PACKAGES = ("recfit", "numpy", "onnxruntime", "torch", "onnx", "implicit", "faiss-cpu")
 
 
@@ -27,6 +39,11 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: version for name in PACKAGES if (version := _version(name))},
     }
+
+
+def halves_fast() -> bool:
+    """Whether the processor multiplies bfloat16 faster than float32."""
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(machine()["isa"])
 
 
 def _cpuinfo() -> str:

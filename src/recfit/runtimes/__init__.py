@@ -5,7 +5,8 @@ exported, `convert(directory, stage)`, which replaces the files there by what it
 by scoring all of them, `RESCORER` names the runtime that takes its place in a second stage. Where it does not run every
 format of `graphs/`, `GRAPHS` names those that it runs; where it does not run every stage, `check(kind, table, tied)` raises
 `Unsupported` for one that it does not, before anything is trained. `SESSIONS = True` says that its scorers have a
-`SessionCache`. `OPTIONS` names the settings of technique `runtime` that it finds in a stage's `options`; others are refused.
+`SessionCache`, `rounds(stage)` that answers depend a little on what runs in the same batch. `OPTIONS` names the settings of
+technique `runtime` that it finds in a stage's `options`; others are refused.
 """
 
 from __future__ import annotations

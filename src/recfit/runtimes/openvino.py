@@ -17,6 +17,8 @@ from recfit.types import BundleError, Unsupported
 
 IR = "model.xml"
 RESCORER = fused.RESCORER
+OPTIONS = ("precision",)
+PRECISIONS = {"float32": "f32", "bf16": "bf16"}  # of activations and products; OpenVINO's names
 MISSING = "OpenVINO is not installed; pip install 'recfit[openvino]'"
 # ONNX Runtime knows it without a domain, OpenVINO under ONNX Runtime's.
 RENAMED = "SimplifiedLayerNormalization"
@@ -78,14 +80,23 @@ def readable(model: Any) -> Any:
     return copy
 
 
+def rounds(spec: StageSpec) -> bool:
+    """Whether numbers of 16 bits are rounded on the way, in places that differ from one shape of a batch to another."""
+    return bool(spec.options.get("precision", "float32") != "float32")
+
+
 def open_scorer(directory: Path, spec: StageSpec, threads: int) -> Scorer:
-    return fused.Fused(Session(directory / IR, threads), spec)
+    precision = PRECISIONS[spec.options.get("precision", "float32")]
+    return fused.Fused(Session(directory / IR, threads, precision), spec)
 
 
 class Session:
-    """A compiled model that is asked like a session of ONNX Runtime. One request at a time in every thread."""
+    """A compiled model that is asked like a session of ONNX Runtime. One request at a time in every thread.
 
-    def __init__(self, path: Path, threads: int) -> None:
+    Where a processor has no products of `precision`, OpenVINO calculates in float32.
+    """
+
+    def __init__(self, path: Path, threads: int, precision: str = "f32") -> None:
         try:
             import openvino
         except ImportError as error:
@@ -93,7 +104,7 @@ class Session:
         settings = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": threads,
-            "INFERENCE_PRECISION_HINT": "f32",  # what was measured must not depend on the processor's other types
+            "INFERENCE_PRECISION_HINT": precision,  # its default is whatever type the processor has
             "ENABLE_CPU_PINNING": False,
         }
         try:

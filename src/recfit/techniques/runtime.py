@@ -10,17 +10,26 @@ from importlib.util import find_spec
 from typing import Any, ClassVar
 
 from recfit.graphs import folded, runnable
+from recfit.measure.machine import halves_fast
 from recfit.models import Encoder, Foresighted, Tied
 from recfit.options import check_choice, check_ranges
 from recfit.pipeline import Pipeline, RuntimePlan, Stage
 from recfit.registry import find, names
 from recfit.runtimes import torch as pytorch
+from recfit.runtimes.openvino import PRECISIONS
 from recfit.runtimes.ort import LEVELS
 from recfit.techniques import Context
 from recfit.types import Unsupported
 
 MANY = 200_000  # items, of which keys and values would be more than most budgets have, and scores are worth giving back
-OPTIONS = ("graph", "ahead", "arena", "spinning", "compile")  # a bundle holds those that are not as by default
+OPTIONS = (
+    "graph",
+    "ahead",
+    "arena",
+    "spinning",
+    "compile",
+    "precision",
+)  # a bundle holds those that are not as by default
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,7 @@ class Technique:
     `graph` is ONNX Runtime's optimisation level, with `arena` it keeps memory between requests, `spinning` threads wait for
     each other awake. `ahead` works out once, when a `fused` bundle is opened, what the encoder makes of each item alone.
     `compile` is `torch.compile`, when a `torch` bundle is opened: a reference, which takes too long for a search to propose.
+    `precision` is that of OpenVINO's products.
     """
 
     family: ClassVar[str] = "runtime"
@@ -43,10 +53,12 @@ class Technique:
     arena: bool = True
     spinning: bool = False
     compile: bool = False
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         check_choice("technique.runtime.name", self.name, names("runtimes"))
         check_choice("technique.runtime.graph", self.graph, tuple(LEVELS))
+        check_choice("technique.runtime.precision", self.precision, tuple(PRECISIONS))
         check_ranges("technique.runtime", self, threads=(0, 1024))
 
     def apply(self, pipeline: Pipeline, context: Context) -> Pipeline:
@@ -95,6 +107,8 @@ class Technique:
         more += [cls(threads=max(cores, before), spinning=True)] if max(cores, before) > 1 else []
         encoder = isinstance(context.original.retrieve.model, Encoder)
         whole = [cls(name) for name in ("fused", "openvino") if encoder and _installed(name)]
+        if encoder and _installed("openvino") and halves_fast():
+            whole.append(cls("openvino", precision="bf16"))
         model = context.original.retrieve.model
         if model.catalogue.n_items > MANY:
             whole.append(cls("fused" if encoder else "ort", arena=False))
