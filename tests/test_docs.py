@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -20,7 +21,7 @@ from recfit.data.splits import split
 from recfit.engine import open_bundle
 from recfit.export import export, surroundings
 from recfit.pipeline import Pipeline, Stage
-from recfit.registry import names
+from recfit.registry import find, names
 from recfit.search.original import build_original
 from recfit.training import Fit, train
 from recfit.types import Interactions, Request
@@ -45,39 +46,40 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
 
 
-@pytest.mark.parametrize("room", ["techniques"])
+@pytest.mark.parametrize("room", ["techniques", "tables"])
 def test_every_file_of_a_room_has_a_page_and_every_page_a_file(room: str) -> None:
     assert {page.stem for page in (DOCS / room).glob("*.md")} == set(names(room))
 
 
-@pytest.mark.parametrize("name", names("techniques"))
-def test_a_page_lists_every_setting(name: str) -> None:
-    import dataclasses
+PAGES = [("techniques", "Technique", name) for name in names("techniques")]
+PAGES += [("tables", "Config", name) for name in names("tables")]
 
-    from recfit.registry import find
 
-    page = (DOCS / "techniques" / f"{name}.md").read_text()
-    missing = [
-        item.name for item in dataclasses.fields(find("techniques", name).Technique) if f"`{item.name}`" not in page
+@pytest.mark.parametrize(("room", "settings", "name"), PAGES, ids=lambda part: part)
+def test_a_page_lists_every_setting(room: str, settings: str, name: str) -> None:
+    page = (DOCS / room / f"{name}.md").read_text()
+    listed = [item.name for item in dataclasses.fields(getattr(find(room, name), settings)) if item.name != "dim"]
+    assert not [setting for setting in listed if f"`{setting}`" not in page]
+
+
+@pytest.mark.parametrize("name", names("tables"))
+def test_a_page_of_a_table_says_what_it_costs_and_when_not_to_use_it(name: str) -> None:
+    page = (DOCS / "tables" / f"{name}.md").read_text()
+    assert not [
+        said for said in ("**Bytes**", "**Costs**", "**Not for**", "Measured", "../results/") if said not in page
     ]
-    assert not missing
+
+
+def test_every_runtime_is_in_the_page_of_runtimes() -> None:
+    page = (DOCS / "techniques" / "runtime.md").read_text()
+    assert not [name for name in names("runtimes") if f"`{name}`" not in page]
 
 
 @pytest.mark.parametrize("page", ["bundle.md", "tables.md"])
 def test_every_table_format_is_in_the_pages_that_list_them(page: str) -> None:
     text = (DOCS / page).read_text()
-    assert not [name for name in names("tables") if f"| `{name}` |" not in text]
-
-
-def test_every_setting_of_an_index_is_in_the_page_of_tables() -> None:
-    import dataclasses
-
-    from recfit.registry import find
-
-    page = (DOCS / "tables.md").read_text()
-    for name in ("ivf", "hnsw", "pq_scan"):
-        settings = [item.name for item in dataclasses.fields(find("tables", name).Config) if item.name != "dim"]
-        assert not [setting for setting in settings if f"`{setting}`" not in page], name
+    listed = re.findall(r"^\| \[?`(\w+)`", text, re.MULTILINE)
+    assert not set(names("tables")) - set(listed)
 
 
 def test_the_bring_your_own_example_trains_exports_and_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@ query (Sivic and Zisserman, ICCV 2003; FAISS). Codes of d bytes (`sq8`, of what 
 4 d, and 8 bytes for an item's number.
 
 Lists are made by distance, probes chosen by inner product. Made by inner product too, as FAISS does by default, lists mix
-short rows with long ones, and it takes several times as many probes for the same recall.
+short rows with long ones, and as many probes find less (`benchmarks/probes.py`).
 """
 
 from __future__ import annotations
