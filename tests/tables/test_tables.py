@@ -186,6 +186,20 @@ def test_int8_rows_are_within_half_a_step(tmp_path: Path) -> None:
     np.testing.assert_allclose(np.abs(rows).max(axis=1), np.abs(vectors).max(axis=1), rtol=1e-6)
 
 
+def test_int4_blocks_reach_eight_steps_on_the_side_of_their_largest_number_and_seven_on_the_other(
+    tmp_path: Path,
+) -> None:
+    """Of either sign: what is as large on the other side moves by a whole step, all within seven and a half by half a step."""
+    block = np.linspace(-1, 1, 32, dtype=np.float32) * 0.99
+    for at, largest in enumerate((-1.0, 1.0)):
+        block[0], block[-1] = largest, -0.999 * largest
+        [row] = stored("int4", block[None], tmp_path / str(at)).rows(np.arange(1))
+        assert row[0] == largest
+        assert row[-1] == pytest.approx(-7 / 8 * largest)
+        within = np.abs(block) <= 7.5 / 8
+        assert np.abs(row - block)[within].max() <= 1 / 16 + 1e-6
+
+
 @pytest.mark.parametrize(("name", "steps"), [("int8", 255), ("int4", 15)])
 def test_asymmetric_rows_are_within_half_a_step_of_their_own_range(name: str, steps: int, tmp_path: Path) -> None:
     """From the least number to the largest, 0 among them, whichever side of it these are."""

@@ -1,8 +1,9 @@
 """Rows as 4-bit numbers with one float scale for every `block` of a row: (1/2 + 4/block) bytes a number.
 
-`scale = v / -8` for the number v of the block that is largest in size, `q_i = round(v_i / scale)` in -8 to 7 (the Q4_0
-scheme of llama.cpp; row-wise 4 bits keep a production model's quality: arXiv 1911.02079). ONNX Runtime's `MatMulNBits`
-multiplies the stored nibbles with float queries.
+`scale = v / -8` for the number v of the block that is largest in size, `q_i = round(v_i / scale)` cut to -8 to 7, so that
+what lies beyond 7.5 steps on the other side of 0 moves by more than half a step (the Q4_0 scheme of llama.cpp; row-wise 4
+bits keep a production model's quality: arXiv 1911.02079). ONNX Runtime's `MatMulNBits` multiplies the stored nibbles with
+float queries.
 
 Asymmetric blocks have a zero point each, 4 bits more: `scale = (max(v, 0) - min(v, 0)) / 15`, `z = round(-min(v, 0) /
 scale)`, `q_i = round(v_i / scale) + z` in 0 to 15. A block adds `scale (q . x - z sum(x))` to a score (Q4_1, with a whole
@@ -29,7 +30,7 @@ BLOCKS = (16, 32, 64, 128, 256)  # what MatMulNBits takes
 @dataclass(frozen=True)
 class Config:
     """`block` numbers of a row share a scale. The steps of an `asymmetric` block go from its least number to its largest, 0
-    among them; otherwise they are even on both sides of 0."""
+    among them; otherwise eight lie on the side of its largest number and seven on the other."""
 
     dim: int
     block: int = 32
@@ -113,7 +114,7 @@ def _digits(name: str) -> list[Any]:
 
 
 def packed(vectors: FloatArray, config: Config) -> tuple[Nibbles, FloatArray]:
-    """Nibbles [n, blocks, block / 2] and scales [n, blocks] of `vectors` [n, dim], symmetric."""
+    """Nibbles [n, blocks, block / 2] and scales [n, blocks] of `vectors` [n, dim], 0 at `MIDDLE`."""
     parts = _blocks(vectors, config)
     largest = np.take_along_axis(parts, np.abs(parts).argmax(axis=2)[:, :, None], axis=2)
     scales = (largest / -MIDDLE).astype(np.float32)
