@@ -37,6 +37,7 @@ def test_no_recipe_file_overwrites_the_result_of_another() -> None:
     ("path", "options"),
     [
         ("recipes/distill.toml", DEMO),
+        ("recipes/distill_cache.toml", DEMO),
         ("recipes/reduce.toml", DEMO),
         ("recipes/simplify.toml", DEMO),
         ("seeds/quick/recipes.toml", QUICK),
