@@ -6,8 +6,9 @@ The TOML of the recipes lists `[[recipe]]` with `steps = [{technique = "prune", 
 there is something to say a `name` and a published `claim`; `times_only` leaves out the quality of what answers as the
 original does, and takes long. The first row is the original in ONNX Runtime, which all others
 are held against: quality as the share that is kept with the paired 95 % interval of the difference; times, bytes and memory
-as how many times less. Latency blocks of all bundles are interleaved in one run. A picture of quality against p99 lies
-beside the JSON.
+as how many times less; requests a second, in batches of the size that gives most (`qps_batch`), as how many times more.
+Latency blocks of all bundles are interleaved in one run, and so are the rounds of batches. A picture of quality against p99
+lies beside the JSON.
 """
 
 from __future__ import annotations

@@ -5,9 +5,10 @@
 A bundle of runtime `ort` is remade for every runtime that takes it; another one is measured as it is. Each is measured with
 the settings that its runtime has beside its threads too: without the arena, spinning (from 2 threads on), compiled. The
 requests are the users' own histories as the bundle holds them. Latency blocks of all rows with as many threads are
-interleaved in one run, in a process each. `cpu ms` is processor time a request, which other programs on the machine move less
-than they move the percentiles. Memory is what a process holds after the requests one at a time and after the batches; of
-pages that several processes map it is a share, so only rows of one runtime compare.
+interleaved in one run, in a process each, and so are the rounds of batches, each of requests of similar length. `cpu ms` is
+processor time a request, which other programs on the machine move less than they move the percentiles. Memory is what a
+process holds after the requests one at a time and after the batches; of pages that several processes map it is a share, so
+only rows of one runtime compare.
 """
 
 from __future__ import annotations
@@ -31,11 +32,10 @@ from recfit.registry import find, names
 from recfit.types import Queries, Ragged, Unsupported
 
 THREADS = (1, 2)
-BATCHES = (1, 8, 32, 128)
 SETTINGS = ({}, {"arena": False}, {"spinning": True}, {"compile": True})
 """What a runtime is measured with, where it has such a setting."""
 PATIENCE = 1800.0  # seconds that a bundle may take to open: one that compiles
-PLAN = measure.Plan(requests=1000, blocks=10, retakes=1)
+PLAN = measure.Plan(requests=1000, blocks=10, retakes=1, batches=(1, 8, 32, 128), throughput_seconds=2.0)
 
 
 def remade(source: Path, runtime: str, threads: int, options: Mapping[str, Any], directory: Path) -> Path:
@@ -94,10 +94,10 @@ def measured(paths: Mapping[str, Path], queries: Path) -> list[dict[str, Any]]:
             for label, worker in workers.items():
                 blocks[label].append(measure.block(worker, number, PLAN))
         held = {label: [_held(worker)] for label, worker in workers.items()}
-        rates = {label: {str(batch): _rate(worker, batch) for batch in BATCHES} for label, worker in workers.items()}
+        rates = measure.throughput([*workers.values()], PLAN)
         for label, worker in workers.items():
             held[label].append(_held(worker))
-    return [_row(label, blocks[label], rates[label], held[label]) for label in paths]
+    return [_row(label, blocks[label], rate, held[label]) for label, rate in zip(paths, rates, strict=True)]
 
 
 def _spans(blocks: Sequence[Mapping[str, Any]]) -> list[float]:
@@ -109,21 +109,18 @@ def _cpu(blocks: Sequence[Mapping[str, Any]]) -> float:
     return sum(sum(part["spans"]) * part["running"] for part in blocks) / len(_spans(blocks))
 
 
-def _rate(worker: Worker, batch: int) -> float:
-    return float(worker.call("throughput", seconds=PLAN.throughput_seconds, batch=batch))
-
-
 def _held(worker: Worker) -> float:
     """Megabytes."""
     return float(worker.call("memory")["pss"])
 
 
 def _row(
-    label: str, blocks: Sequence[Mapping[str, Any]], rates: Mapping[str, float], held: Sequence[float]
+    label: str, blocks: Sequence[Mapping[str, Any]], rates: Mapping[int, float], held: Sequence[float]
 ) -> dict[str, Any]:
     p50, p99 = np.percentile(_spans(blocks), [50, 99]).tolist()
     times = {"cpu_ms": _cpu(blocks), "p50_ms": p50, "p99_ms": p99}
-    return {"runtime": label, **times, "requests_per_second": dict(rates), "mb": held[0], "mb_after_batches": held[1]}
+    by_batch = {str(batch): rate for batch, rate in rates.items()}
+    return {"runtime": label, **times, "requests_per_second": by_batch, "mb": held[0], "mb_after_batches": held[1]}
 
 
 def swept(sources: Sequence[Path], counts: Sequence[int], folder: Path) -> Iterator[dict[str, Any]]:
@@ -152,7 +149,7 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         rows = list(swept(given.bundles, given.threads, Path(folder)))
-    heads = " ".join(f"{f'batch {batch}':>9}" for batch in BATCHES)
+    heads = " ".join(f"{f'batch {batch}':>9}" for batch in PLAN.batches)
     print(f"{'runtime':20} {'threads':>7} {'cpu ms':>9} {'p50 ms':>9} {'p99 ms':>9} {heads} {'MB':>7} {'after':>7}")
     print(*map(line, rows), sep="\n")
     first = bundles.read_manifest(given.bundles[0])

@@ -30,6 +30,7 @@ def test_every_metric_is_there_and_sane(found):
     assert 0 < metrics["bundle_mb"] < 1
     assert 0.05 < metrics["load_s"] < 60
     assert metrics["qps"] > 10
+    assert metrics["qps_batch"] in Plan().batches
     assert (metrics["cache_share"], metrics["fallback_share"]) == (0, 0)
     assert 0 <= metrics["ndcg@5"] <= metrics["ndcg@10"] <= metrics["recall@10"] <= 1
 
@@ -45,6 +46,7 @@ def test_the_protocol_stands_beside_the_numbers(found, split):
     assert (protocol["queries"], protocol["users"]) == (len(split.validation), len(np.unique(split.validation.user)))
     assert "1000 requests" in protocol["latency"]
     assert f"{len(split.validation)} random queries" in protocol["latency"]
+    assert "batches of 1, 8, 32" in protocol["throughput"]
     assert (protocol["rate"], protocol["threads"], protocol["runtime"]) == (500.0, 1, "ort")
     assert protocol["machine"] == machine()
     assert protocol["machine"]["cores"] >= 1
@@ -112,7 +114,7 @@ def test_bundles_are_started_one_after_another_and_measured_in_turns(bundle, cac
     """A load time must not contain another's, and both replay the same requests in the same blocks."""
     CALLS.clear()
     monkeypatch.setattr(measure, "Worker", Spied)
-    plan = Plan(requests=40, blocks=2, retakes=0, warm=1, throughput_seconds=0.01)
+    plan = Plan(requests=40, blocks=2, retakes=0, warm=1, batches=())
     first, second = measure.latency([bundle, cached_bundle], split.validation, plan)
     calls = [call for call in CALLS if call[1] in ("start", "open", "latency")]
     assert calls == [
@@ -120,9 +122,68 @@ def test_bundles_are_started_one_after_another_and_measured_in_turns(bundle, cac
         ("plain", "latency", 0, 20), ("cached", "latency", 0, 20),
         ("plain", "latency", 20, 20), ("cached", "latency", 20, 20),
     ]  # fmt: skip
+    assert not {"qps", "qps_batch"} & first["metrics"].keys(), "without batches throughput is not measured"
+    assert measure.protocol(bundle, split.validation, plan)["throughput"] is None
     assert first["metrics"]["bundle_mb"] < second["metrics"]["bundle_mb"]
     loaded = [call[2] for call in CALLS if call[1] == "load"]
     assert len(set(loaded)) == 1
+
+
+def test_batches_come_after_memory_was_read(bundle, split, monkeypatch):
+    """They take memory that a server of single requests does not."""
+    CALLS.clear()
+    monkeypatch.setattr(measure, "Worker", Spied)
+    plan = Plan(requests=10, blocks=1, retakes=0, warm=1, batches=(2,), throughput_seconds=0.01)
+    [found] = measure.latency([bundle], split.validation, plan)
+    assert [call[1] for call in CALLS][-6:] == ["latency", "memory", "warm", *["throughput"] * 3]
+    assert found["metrics"]["qps_batch"] == 2
+
+
+class Paced:
+    """A worker that answers `rates[batch]`, a rate for each part of the requests, and notes in `asked` what was asked."""
+
+    def __init__(self, name, rates, asked, running=1.0):
+        self.name, self.rates, self.asked, self.running = name, rates, asked, running
+
+    def call(self, name, *, batch, part=None, **others):
+        self.asked.append((self.name, name, batch) if part is None else (self.name, name, batch, part))
+        if name == "throughput":
+            assert (others["parts"], others["seconds"]) == (3, pytest.approx(0.5 / 3 / len(self.rates)))
+            return {"rate": self.rates[batch][part], "running": self.running}
+        assert others == {"count": batch}
+
+
+def test_throughput_is_taken_in_turns_after_a_warm_up_of_each_size():
+    asked = []
+    rates = {1: [1.0, 1.0, 1.0], 8: [2.0, 2.0, 2.0]}
+    measure.throughput([Paced("a", rates, asked), Paced("b", rates, asked)], Plan(batches=(1, 8)))
+    assert asked == [
+        ("a", "warm", 1), ("a", "warm", 8), ("b", "warm", 1), ("b", "warm", 8),
+        ("a", "throughput", 1, 0), ("b", "throughput", 1, 0), ("a", "throughput", 8, 0), ("b", "throughput", 8, 0),
+        ("a", "throughput", 1, 1), ("b", "throughput", 1, 1), ("a", "throughput", 8, 1), ("b", "throughput", 8, 1),
+        ("a", "throughput", 1, 2), ("b", "throughput", 1, 2), ("a", "throughput", 8, 2), ("b", "throughput", 8, 2),
+    ]  # fmt: skip
+
+
+def test_a_request_of_every_length_counts_as_much():
+    """A hundred requests in 1 s, a hundred in 2 and a hundred in 5: 300 in 8."""
+    [found] = measure.throughput([Paced("a", {4: [100.0, 50.0, 20.0]}, [])], Plan(batches=(4,)))
+    assert found == {4: pytest.approx(300 / 8)}
+
+
+def test_a_disturbed_round_is_taken_again():
+    asked = []
+    measure.throughput([Paced("a", {4: [1.0, 1.0, 1.0]}, asked, running=0.5)], Plan(batches=(4,), retakes=2))
+    assert [call[3] for call in asked if call[1] == "throughput"] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+
+def test_every_bundle_has_its_best_batch_size(bundle, cached_bundle, split, monkeypatch):
+    rates = [{1: 30.0, 8: 20.0, 32: 10.0}, {1: 1.0, 8: 3.0, 32: 2.0}]
+    monkeypatch.setattr(measure, "throughput", lambda workers, plan: rates)
+    plan = Plan(requests=10, blocks=1, retakes=0, warm=1)
+    found = measure.latency([bundle, cached_bundle], split.validation, plan)
+    best = [(part["metrics"]["qps"], part["metrics"]["qps_batch"]) for part in found]
+    assert best == [(30.0, 1), (3.0, 8)]
 
 
 class Spied(Worker):

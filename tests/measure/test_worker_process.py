@@ -10,8 +10,10 @@ import pytest
 
 from recfit.measure import save_queries
 from recfit.measure.process import Worker
-from recfit.measure.worker import SETTLE, Bench
+from recfit.measure.worker import SETTLE, Bench, batches_of
 from recfit.types import BundleError, MeasurementError, Recommendation, Request
+
+ALONE = {"batch": 1, "part": 0, "parts": 1}
 
 
 def test_it_serves_without_torch_and_prints_nothing_that_breaks_the_protocol(bundle):
@@ -44,7 +46,7 @@ def test_a_killed_worker_is_a_sentence(bundle, queries):
         worker.call("load", queries=queries)
         threading.Timer(0.2, os.kill, (worker._process.pid, signal.SIGKILL)).start()
         with pytest.raises(MeasurementError, match=r"the process measuring .*plain died in throughput: exit code -9"):
-            worker.call("throughput", seconds=60, batch=1)
+            worker.call("throughput", seconds=60, **ALONE)
         with pytest.raises(MeasurementError, match=r"died in memory: exit code -9"):
             worker.call("memory")
 
@@ -54,9 +56,9 @@ def test_a_hanging_worker_is_stopped(bundle, queries):
         worker.open()
         worker.call("load", queries=queries)
         worker._timeout = 0.3
-        assert worker.call("throughput", takes=60, seconds=0.5, batch=1) > 0
+        assert worker.call("throughput", takes=60, seconds=0.5, **ALONE)["rate"] > 0
         with pytest.raises(MeasurementError, match=r"throughput on .*plain took over 0.3 s; the process was stopped"):
-            worker.call("throughput", seconds=60, batch=1)
+            worker.call("throughput", seconds=60, **ALONE)
         assert worker._process.poll() == -signal.SIGKILL
         with pytest.raises(MeasurementError, match=r"died in memory: it was stopped before"):
             worker.call("memory")
@@ -76,11 +78,12 @@ class SlowEngine:
     """Answers after a fixed time."""
 
     def __init__(self, seconds):
-        self.seconds, self.answered = seconds, 0
+        self.seconds, self.answered, self.batches = seconds, 0, []
 
     def recommend(self, requests, k=10):
         time.sleep(self.seconds)
         self.answered += len(requests)
+        self.batches.append(requests)
         return [Recommendation((), (), "model") for _ in requests]
 
 
@@ -112,6 +115,46 @@ def test_under_load_waiting_counts_from_the_scheduled_arrival():
 
 def test_throughput_counts_requests_not_batches():
     found = bench(0.01)
-    rate = found.throughput(seconds=0.1, batch=2)
-    assert 20 < rate < 200
-    assert found.engine.answered == pytest.approx(rate * 0.1, rel=0.5)
+    taken = found.throughput(seconds=0.1, batch=2, part=0, parts=1)
+    assert 20 < taken["rate"] < 200
+    assert found.engine.answered == pytest.approx(taken["rate"] * 0.1, rel=0.5)
+    assert taken["running"] < 0.9, "it slept, which looks as if others had the processor"
+
+
+def test_a_slow_bundle_answers_one_batch():
+    found = bench(0.01)
+    found.throughput(seconds=0.001, batch=2, part=0, parts=1)
+    assert len(found.engine.batches) == 1
+
+
+def test_warming_up_is_in_batches_too():
+    found = bench(0)
+    found.warm(count=4)
+    found.warm(count=2, batch=2)
+    assert [[request.user_id for request in batch] for batch in found.engine.batches] == [
+        ["a"], ["b"], ["c"], ["a"], ["a", "b"]
+    ]  # fmt: skip
+
+
+def lengths(count, batch, part, parts):
+    """How long the histories of the batches are, for requests with 0 to `count - 1` events in no order."""
+    mixed = [Request(history=("i",) * size) for size in np.random.default_rng(0).permutation(count).tolist()]
+    return [[len(request.history) for request in found] for found in batches_of(mixed, batch, part, parts)]
+
+
+def test_a_batch_has_requests_of_similar_length_and_the_middle_comes_first():
+    assert lengths(30, 4, part=1, parts=3) == [[14, 15, 16, 17], [10, 11, 12, 13], [18, 19]]
+    assert lengths(30, 2, part=0, parts=3) == [[4, 5], [2, 3], [6, 7], [0, 1], [8, 9]]
+    assert lengths(30, 32, part=2, parts=3) == [[20, 21, 22, 23, 24, 25, 26, 27, 28, 29]]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 32, 100])
+def test_all_parts_together_are_all_requests(count):
+    found = [size for part in range(3) for batch in lengths(count, 8, part, 3) for size in batch]
+    assert set(found) == set(range(count))
+    assert count < 3 or len(found) == count
+
+
+def test_requests_without_a_history_are_the_shortest():
+    known, unknown = Request(history=("i",)), Request("somebody")
+    assert batches_of([known, unknown], 2, 0, 1) == [[unknown, known]]

@@ -34,7 +34,7 @@ def worse(base: Quality, share: float, seed: int = 1) -> Quality:
 def costs(p99: float, memory: float = 100.0, **others: float) -> dict[str, float]:
     return {
         "p50_ms": p99 / 2, "p95_ms": p99 * 0.9, "p99_ms": p99, "memory_mb": memory, "bundle_mb": memory / 50,
-        "load_s": 0.5, "qps": 1000 / p99, "core_hours_per_million": p99 / 3.6,
+        "load_s": 0.5, "qps": 1000 / p99, "qps_batch": 8, "core_hours_per_million": p99 / 3.6,
     } | others  # fmt: skip
 
 

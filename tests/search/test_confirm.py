@@ -37,6 +37,7 @@ def bench(tmp_path, monkeypatch):
 
 def cost(p99):
     metrics = {"p50_ms": p99 / 2, "p95_ms": p99 * 0.9, "p99_ms": p99, "qps": 1000 / p99}
+    metrics["qps_batch"] = 32
     return {"metrics": metrics, "intervals": {name: (value * 0.95, value * 1.05) for name, value in metrics.items()}}
 
 
@@ -54,6 +55,7 @@ def test_the_lucky_one_makes_way_for_the_next(bench):
     found = bench.study.candidates["lucky"]
     assert found.metrics["p99_ms"] == pytest.approx(3.0)
     assert found.metrics["qps"] == pytest.approx(1000 / 3)
+    assert found.metrics["qps_batch"] == 32
     assert found.intervals["p99_ms"] == pytest.approx((2.85, 3.15))
     assert found.metrics["core_hours_per_million"] == pytest.approx(3 / 3.6)
     assert found.metrics["ndcg@10"] == pytest.approx(bench.study.measured(found).users["ndcg@10"].mean())

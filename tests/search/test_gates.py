@@ -10,7 +10,7 @@ from made_study import BUDGET, MACHINE, base_quality, costs, started, worse
 from recfit.measure import Measurement, Plan
 from recfit.search import evaluate
 from recfit.search.budget import Budget
-from recfit.search.evaluate import SAMPLE, SCREEN, Gates, Limits
+from recfit.search.evaluate import SAMPLE, SCREEN, STRUCTURAL, Gates, Limits
 from recfit.search.isolate import Failed
 from recfit.search.recipe import Recipe
 from recfit.search.study import LEDGER
@@ -101,6 +101,11 @@ def test_what_needs_no_training_needs_no_screen(bench):
     gates, fake = bench({"p99_ms": "0.5x"})
     assert gates.run(UNTRAINED).status == "done"
     assert fake.asked == ["train", "full"]
+
+
+def test_the_screen_asks_for_nothing_that_it_does_not_judge():
+    assert "qps" not in STRUCTURAL
+    assert SCREEN.batches == ()
 
 
 def test_without_limits_on_costs_there_is_no_screen(bench):

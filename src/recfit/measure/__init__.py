@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import harmonic_mean
 from typing import Any
 
 import numpy as np
@@ -29,20 +30,23 @@ UNDISTURBED = 0.97
 PART = 250
 # Requests that the deciding stage answers over all items, to see what it missed; a ranker takes long for each.
 EXACT = 200
+# Rounds of a throughput run, each with requests of another length: short, middling and long histories.
+LENGTHS = 3
 
 
 @dataclass(frozen=True)
 class Plan:
     """How to measure. `requests` behind the percentiles, in `blocks` that alternate between bundles; a block in which
     other processes took the processor away is taken again, `retakes` times at most. `rate` (requests a second) adds an
-    open-loop run; `batch` is the batch size of the throughput run."""
+    open-loop run. `batches` are the sizes that share the `throughput_seconds` of a bundle; without any, throughput is not
+    measured."""
 
     requests: int = 1500
     blocks: int = 15
     retakes: int = 3
     warm: int = 200
     rate: float | None = None
-    batch: int = 32
+    batches: tuple[int, ...] = (1, 8, 32)
     throughput_seconds: float = 0.5
 
 
@@ -63,7 +67,7 @@ def save_queries(queries: Queries, path: Path) -> Path:
 
 
 def latency(bundle_paths: Sequence[Path], queries: Queries, plan: Plan) -> list[dict[str, Any]]:
-    """Size, load time, latency, memory and throughput of bundles, their latency blocks interleaved A/B/A/B in one run.
+    """Size, load time, latency, memory and throughput of bundles, their blocks interleaved A/B/A/B in one run.
 
     A random sample of the queries is replayed, the same for every bundle.
     """
@@ -75,15 +79,45 @@ def latency(bundle_paths: Sequence[Path], queries: Queries, plan: Plan) -> list[
         for number in range(plan.blocks):
             for (worker, _), taken in zip(started, blocks, strict=True):
                 taken.append(block(worker, number, plan))
-        return [_costs(*start, taken, plan) for start, taken in zip(started, blocks, strict=True)]
+        costs = [_costs(*start, taken, plan) for start, taken in zip(started, blocks, strict=True)]
+        if plan.batches:  # last: batches take memory that requests alone don't
+            for cost, rates in zip(costs, throughput([worker for worker, _ in started], plan), strict=True):
+                best = max(rates, key=lambda batch: rates[batch])
+                cost["metrics"] |= {"qps": rates[best], "qps_batch": best}
+        return costs
+
+
+def throughput(workers: Sequence[Worker], plan: Plan) -> list[dict[int, float]]:
+    """Requests a second of bundles, by batch size, taken in rounds of all of them after a batch of each size that is not timed.
+
+    A runtime that pads, or that runs the requests of a batch one by one, should not be judged by one size; and work that
+    nobody waits for is sorted, so a batch has requests with histories of similar length. Every round has other lengths, as
+    many requests of each: the mean of the times of a request is that of all, however few of them a slow bundle got to.
+    """
+    for worker in workers:
+        for batch in plan.batches:
+            worker.call("warm", count=batch, batch=batch)
+    seconds = plan.throughput_seconds / (LENGTHS * len(plan.batches))
+    rates: list[dict[int, list[float]]] = [{batch: [] for batch in plan.batches} for _ in workers]
+    for part in range(LENGTHS):
+        for batch in plan.batches:
+            for worker, found in zip(workers, rates, strict=True):
+                of = {"batch": batch, "seconds": seconds, "part": part, "parts": LENGTHS}
+                found[batch].append(_undisturbed(worker, plan, "throughput", **of)["rate"])
+    return [{batch: harmonic_mean(taken) for batch, taken in found.items()} for found in rates]
 
 
 def block(worker: Worker, number: int, plan: Plan) -> dict[str, Any]:
     """One block of requests, the least disturbed of its takes."""
     size = -(-plan.requests // plan.blocks)
+    return _undisturbed(worker, plan, "latency", start=number * size, count=size)
+
+
+def _undisturbed(worker: Worker, plan: Plan, name: str, **arguments: Any) -> dict[str, Any]:
+    """The worker's answer to `name`, the least disturbed of its takes."""
     best: dict[str, Any] = {"running": 0.0}
     for _ in range(1 + plan.retakes):
-        taken = worker.call("latency", start=number * size, count=size)
+        taken = worker.call(name, **arguments)
         best = max(best, taken, key=lambda part: float(part["running"]))
         if best["running"] >= UNDISTURBED:
             break
@@ -118,7 +152,6 @@ def _costs(worker: Worker, load_s: float, blocks: Sequence[Mapping[str, Any]], p
         "pss_mb": memory["pss"],
         "bundle_mb": size / 1e6,
         "disturbed": float(np.mean([part["running"] < UNDISTURBED for part in blocks])),
-        "qps": worker.call("throughput", seconds=plan.throughput_seconds, batch=plan.batch),
     }
     return {
         "metrics": values | {name: found.mean for name, found in tails.items()},
@@ -230,9 +263,17 @@ def protocol(bundle: Path, queries: Queries, plan: Plan) -> dict[str, Any]:
         f"{plan.retakes} times), replaying {min(plan.requests, len(queries))} random queries",
         "load": "from the start of the process to its first answer, once",
         "rate": plan.rate,
-        "throughput_batch": plan.batch,
+        "throughput": _throughput_text(plan) if plan.batches else None,
         "memory": "peak resident set of the process after the latency run; the replayed requests are part of it",
         "runtime": pipeline["retrieve"]["runtime"],
         "threads": pipeline["threads"],
         "machine": machine(),
     }
+
+
+def _throughput_text(plan: Plan) -> str:
+    return (
+        f"the most of batches of {', '.join(map(str, plan.batches))} (qps_batch: which), each in {LENGTHS} rounds of all "
+        "bundles of the run after a batch that is not timed; requests sorted by the length of their histories, a round has a "
+        "share of the lengths (disturbed ones are taken again like blocks)"
+    )

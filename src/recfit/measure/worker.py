@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,11 @@ class Bench:
         ]
         return len(self.requests)
 
-    def warm(self, count: int) -> None:
-        for at in range(count):
-            self.engine.recommend([self.requests[at % len(self.requests)]])
+    def warm(self, count: int, batch: int = 1) -> None:
+        """Answer `count` requests in batches of `batch`."""
+        for at in range(0, count, batch):
+            start = at % len(self.requests)
+            self.engine.recommend(self.requests[start : start + batch])
 
     def latency(self, start: int, count: int) -> dict[str, Any]:
         """`spans`: milliseconds of `count` requests, one at a time, from the `start`-th on, after `SETTLE` others; `running`:
@@ -87,14 +90,17 @@ class Bench:
             spans.append((time.perf_counter() - scheduled) * 1e3)
         return spans
 
-    def throughput(self, seconds: float, batch: int) -> float:
-        """Requests a second, answered in batches of `batch` for `seconds`."""
-        begin, done = time.perf_counter(), 0
-        while (spent := time.perf_counter() - begin) < seconds:
-            at = done % len(self.requests)
-            done += len(self.requests[at : at + batch])
-            self.engine.recommend(self.requests[at : at + batch])
-        return done / spent
+    def throughput(self, batch: int, seconds: float, part: int, parts: int) -> dict[str, float]:
+        """`rate`: requests a second over `seconds`, or one batch where that takes longer; the requests are those of
+        `batches_of`. `running`: as in `latency`."""
+        batches, done, spent = cycle(batches_of(self.requests, batch, part, parts)), 0, 0.0
+        begin, cpu = time.perf_counter(), time.process_time()
+        while not done or spent < seconds:
+            requests = next(batches)
+            self.engine.recommend(requests)
+            done += len(requests)
+            spent = time.perf_counter() - begin
+        return {"rate": done / spent, "running": (time.process_time() - cpu) / spent}
 
     def memory(self) -> dict[str, float]:
         """Megabytes: the peak resident set so far, and the proportional set now."""
@@ -132,6 +138,17 @@ class Bench:
     def modules(self) -> list[str]:
         """The top-level modules loaded in this process."""
         return sorted({name.split(".")[0] for name in sys.modules})
+
+
+def batches_of(requests: Sequence[Request], batch: int, part: int, parts: int) -> list[list[Request]]:
+    """Batches of `batch` requests with histories of similar lengths: the `part`-th of `parts` equal shares of the requests
+    in the order of their lengths, its middle first, so that the few that a slow bundle has time for speak for the share."""
+    ordered = sorted(requests, key=lambda request: len(request.history or ()))
+    first, last = (len(ordered) * at // parts for at in (part, part + 1))
+    share = ordered[first : max(last, first + 1)]
+    batches = [share[at : at + batch] for at in range(0, len(share), batch)]
+    middle = (len(batches) - 1) / 2
+    return [batches[at] for at in sorted(range(len(batches)), key=lambda at: abs(at - middle))]
 
 
 def _padded(lists: Sequence[Rows]) -> Rows:

@@ -1,9 +1,9 @@
 """What a report is made of: the JSON-able mapping that the search writes and the page reads.
 
 Metrics are keyed by name: `ndcg@10`, `recall@10`, `coverage@10`, `recall_of_stage_one`, ... (fractions), `p50_ms`,
-`p95_ms`, `p99_ms` (ms), `memory_mb`, `bundle_mb` (MB), `load_s` (seconds), `qps` (requests a second),
-`cost_per_million` (the currency of the budget). A metric that was never measured is left out; one that came out as NaN or
-infinite is `None`.
+`p95_ms`, `p99_ms` (ms), `memory_mb`, `bundle_mb` (MB), `load_s` (seconds), `qps` (requests a second in batches of the best
+size, `qps_batch`), `cost_per_million` (the currency of the budget). A metric that was never measured is left out; one that
+came out as NaN or infinite is `None`.
 """
 
 from __future__ import annotations

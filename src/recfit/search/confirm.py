@@ -40,12 +40,16 @@ def _measured(bench: Bench, found: Candidate) -> Candidate:
     now, base = measure.latency(pair, bench.split.validation, bench.plan)
     scale = {name: original.metrics[name] / base["metrics"][name] for name in (*TIMES, "qps")}
     qps = now["metrics"]["qps"] * scale["qps"]
-    hours = found.metrics["core_hours_per_million"] * found.metrics["qps"] / qps
+    rate = {
+        "qps": qps,
+        "qps_batch": now["metrics"]["qps_batch"],
+        "core_hours_per_million": found.metrics["core_hours_per_million"] * found.metrics["qps"] / qps,
+    }
     times = {name: now["metrics"][name] * scale[name] for name in TIMES}
     spans = {name: tuple(end * scale[name] for end in now["intervals"][name]) for name in TIMES}
     return replace(
         found,
-        metrics={**found.metrics, **times, "qps": qps, "core_hours_per_million": hours},
+        metrics={**found.metrics, **times, **rate},
         intervals={**found.intervals, **spans},
         protocol={**found.protocol, "confirmed": "times taken again, blocks interleaved with the original's"},
         seconds={**found.seconds, "confirm": round(time.monotonic() - begin, 2)},

@@ -24,7 +24,7 @@ from recfit.types import IntArray, Queries, RecfitError
 
 # The structure screen is short and untrained; it only drops what misses a limit by more than its own noise: the low
 # end of the interval, where there is one, and this factor for what differs between two runs.
-SCREEN = Plan(requests=300, blocks=6, warm=50, throughput_seconds=0.1)
+SCREEN = Plan(requests=300, blocks=6, warm=50, batches=())
 SCREEN_SLACK = 1.25
 SAMPLE = 1000
 # Limits the screen can judge: weights don't change them.
@@ -160,5 +160,5 @@ class Gates:
 
 
 def core_hours(found: Measurement) -> float:
-    """Core-hours that a million requests take at full throughput; times the price of one it is their cost."""
+    """Core-hours that a million requests take in batches of the best size; times the price of one it is their cost."""
     return float(found.protocol["threads"]) * 1e6 / found.metrics["qps"] / 3600

@@ -12,7 +12,15 @@ const KNOWN = {
   memory_mb: { label: "Memory", short: "Memory", ...SIZE },
   bundle_mb: { label: "Bundle size", short: "Bundle", ...SIZE },
   load_s: { label: "Load time", short: "Load", unit: "s", better: "lower", win: "faster", lose: "slower" },
-  qps: { label: "Requests per second", short: "Req/s", unit: "/s", better: "higher", win: "more", lose: "fewer" },
+  qps: {
+    label: "Requests per second, best batch",
+    short: "Req/s",
+    unit: "/s",
+    better: "higher",
+    win: "more",
+    lose: "fewer",
+  },
+  qps_batch: { label: "Best batch size", short: "Batch", unit: "", better: "higher", whole: true },
   recall_of_stage_one: { label: "Targets that reach stage two", short: "Stage-one recall", ...SHARE },
   overlap_with_exact: { label: "Share of the exact list served", short: "Exact overlap", ...SHARE },
   cost_per_million: {
@@ -44,10 +52,12 @@ function significant(value, digits = 3) {
   return value.toLocaleString("en", Math.abs(value) >= 100 ? { maximumSignificantDigits: digits } : options);
 }
 
-/** The number alone: fractions with 4 decimals, everything else with 3 significant digits. */
+/** The number alone: fractions with 4 decimals, counts as they are, everything else with 3 significant digits. */
 function formatNumber(metric, value) {
   if (value === null || value === undefined) return NONE;
-  return metricInfo(metric).fraction ? value.toFixed(4) : significant(value);
+  const { fraction, whole } = metricInfo(metric);
+  if (whole) return formatCount(value);
+  return fraction ? value.toFixed(4) : significant(value);
 }
 
 function formatValue(metric, value) {
