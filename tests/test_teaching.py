@@ -18,6 +18,7 @@ from recfit.training import Distill, Fit, answers, inputs_for, train
 from recfit.training.answers import Answers, Wanted
 from recfit.training.batches import Draw, Sequences, crops, examples
 from recfit.training.losses import Soft, Top, catalogue_loss
+from recfit.training.negatives import Unseen
 from recfit.training.steps import Step, longest_window
 from recfit.training.teaching import Teaching
 from recfit.types import ConfigError
@@ -265,9 +266,10 @@ def test_the_loss_of_a_ranker_that_a_ranker_teaches(kind: str, options: dict[str
     draw = Draw(longest_window(student, told), 4, torch.Generator().manual_seed(0))
     batch = next(examples(SEQUENCES, USERS, draw))
     torch.manual_seed(5)
-    found = Step(student, loss, 7, torch.float32, Teaching(told))(batch)
+    unseen = Unseen.of(SEQUENCES, toys.N_ITEMS)
+    found = Step(student, loss, 7, torch.float32, Teaching(told), unseen)(batch)
     torch.manual_seed(5)
-    items = torch.cat((batch.target[:, None], torch.randint(1, toys.N_ITEMS + 1, (4, 7))), 1)
+    items = torch.cat((batch.target[:, None], unseen.draw(batch.user, 7)), 1)
     features = toys.split().train.user_features
     assert features is not None
     about = torch.from_numpy(features.codes).long()[batch.user - 1]

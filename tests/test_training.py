@@ -75,6 +75,20 @@ def test_rankers_learn_whom_they_rank_for(split: Split, loss: str) -> None:
     assert evaluate(model, split.test)["ndcg@10"] > chance + 0.1
 
 
+def test_a_ranker_is_told_of_no_event_of_its_user_as_a_negative(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    model: Any = new("neumf", split)
+    scored, real = [], model.score
+    monkeypatch.setattr(model, "score", lambda items, user: (scored.append((user, items)), real(items, user))[1])
+    for _ in training.batch_losses(model, split, QUICK, 20):
+        pass
+    own = split.train.histories()
+    assert len(scored) == 20
+    for user, items in scored:
+        for row, (target, *negatives) in zip((user - 1).tolist(), items.tolist(), strict=True):
+            assert target - 1 in own[row]
+            assert not {token - 1 for token in negatives} & set(own[row].tolist())
+
+
 @pytest.mark.parametrize("kind", ["popularity", "itemknn", "ease", "als"])
 def test_solved_models_are_solved(split: Split, kind: str) -> None:
     model = new(kind, split)

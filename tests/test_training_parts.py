@@ -12,6 +12,7 @@ from recfit.models import Catalogue
 from recfit.training import evaluate, losses
 from recfit.training.batches import Batch, Draw, Sequences, crops, examples
 from recfit.training.losses import Soft, candidate_loss, catalogue_loss, divergence, sampled_loss
+from recfit.training.negatives import Unseen
 from recfit.types import Interactions, Queries, Ragged
 
 
@@ -114,6 +115,26 @@ def test_reversed_crops_are_the_same_runs_backwards(sequences: Sequences) -> Non
         assert backward.tolist() == [0] * (len(forward) - len(run)) + run.flip(0).tolist()
     mixed = next(iter(crops(sequences, torch.zeros(200, dtype=torch.long), Draw(4, 200, _seeded()), 0.25))).window
     assert 0.1 < float((mixed[:, 0] > mixed[:, 1]).float().mean()) < 0.4
+
+
+def test_negatives_are_all_items_but_the_users_own(sequences: Sequences) -> None:
+    """Users 0 to 3 have seen the tokens 1 to 10, 11, 12 to 14 and none, of 14; all others come alike."""
+    users = torch.tensor([3, 1, 4, 2, 1])
+    drawn = Unseen.of(sequences, 14).draw(users, 2000)
+    own = [range(12, 15), range(1, 11), range(0), range(11, 12), range(1, 11)]
+    for line, seen in zip(drawn, own, strict=True):
+        counts = torch.bincount(line, minlength=15)
+        wanted = [token for token in range(1, 15) if token not in seen]
+        assert torch.nonzero(counts)[:, 0].tolist() == wanted
+        assert counts[wanted].min() > 0.7 * 2000 / len(wanted)
+
+
+def test_negatives_of_repeated_events_and_of_who_has_seen_everything() -> None:
+    tokens = torch.tensor([3, 1, 3, 3, 1, 2, 3, 2])
+    seen = Sequences(tokens, torch.tensor([0, 4]), torch.tensor([4, 8]))
+    drawn = Unseen.of(seen, 3).draw(torch.tensor([1, 2]), 300)
+    assert set(drawn[0].tolist()) == {2}
+    assert set(drawn[1].tolist()) == {1, 2, 3}, "nothing is left, so anything"
 
 
 def _seeded() -> torch.Generator:

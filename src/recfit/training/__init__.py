@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from recfit import models
-from recfit.models import Causal, Model, Solved, as_module
+from recfit.models import Causal, Model, Ranker, Solved, as_module
 from recfit.training import checkpoint as checkpoints
 from recfit.training.bars import bar
 from recfit.training.batches import Batch, Draw, Sequences, crops, examples, inputs_for
 from recfit.training.checkpoint import Progress
 from recfit.training.evaluation import Evaluation, evaluate
+from recfit.training.negatives import Unseen
 from recfit.training.settings import Distill, Epoch, Fit, Hold, Trained
 from recfit.training.steps import Step, check_trainable, hinted, longest_window
 from recfit.training.teaching import teaching_of
@@ -116,7 +117,8 @@ class _Loop:
         if teacher is not None:
             as_module(teacher.teacher).eval()
             taught = teaching_of(teacher, self.sequences, self.users, settings, progress=progress)
-        self.step = Step(model, loss, settings.negatives, settings.dtype(), taught)
+        unseen = Unseen.of(self.sequences, model.catalogue.n_items) if isinstance(model, Ranker) else None
+        self.step = Step(model, loss, settings.negatives, settings.dtype(), taught, unseen)
         self.optimizer = _optimizer(self.module, settings)
         self.plan = _plan(model, settings, teacher, self.sequences)
         self.bar = bar(progress, model.kind, "batch")

@@ -25,10 +25,10 @@ class Fit:
     (0: no limit; with one, the result depends on the machine's speed), or after a quarter of that if no epoch reached
     `hopeless`. The learning rate rises over `warmup` steps and falls to 0 along a cosine to the end. `loss`: `ce`
     is the softmax over the catalogue, `sampled` that over the target and `negatives` random items, `bce` the binary
-    one for rankers; `auto` is `ce`, for rankers `bce`. `data_fraction` is the share of users that is learned from,
-    `epoch_share` the share of their examples, drawn anew, that makes an epoch: large data need not wait for a validation
-    and a checkpoint until all of it was seen. `reverse` is the share of windows that are read backwards, which helps small
-    data whose order within a visit is chance.
+    one for rankers, whose random items are none that the user has an event of; `auto` is `ce`, for rankers `bce`.
+    `data_fraction` is the share of users that is learned from, `epoch_share` the share of their examples, drawn anew, that
+    makes an epoch: large data need not wait for a validation and a checkpoint until all of it was seen. `reverse` is the
+    share of windows that are read backwards, which helps small data whose order within a visit is chance.
     `threads` 0 leaves torch's number. `precision` `auto` is bf16 where the processor computes in it.
     """
 

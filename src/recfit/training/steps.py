@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from recfit.models import Causal, Encoder, Model, Ranker, as_module, is_identity
 from recfit.training.batches import Batch, inputs_for
 from recfit.training.losses import candidate_loss, catalogue_loss, sampled_loss
+from recfit.training.negatives import Unseen
 from recfit.training.settings import Distill
 from recfit.training.teaching import Lesson, Teaching
 from recfit.types import ConfigError
@@ -23,13 +24,15 @@ HINT = "hint_map"  # of a student, while it trains: its vectors as its teacher's
 
 @dataclass(frozen=True)
 class Step:
-    """How `model` learns from a batch: `loss` is ce, sampled or bce, `dtype` what products are computed in."""
+    """How `model` learns from a batch: `loss` is ce, sampled or bce, `dtype` what products are computed in, `unseen` what a
+    ranker's negatives are drawn from."""
 
     model: Model
     loss: str
     negatives: int
     dtype: torch.dtype
     teaching: Teaching | None = None
+    unseen: Unseen | None = None
 
     def __call__(self, batch: Batch) -> Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
@@ -91,10 +94,10 @@ class Step:
         return table.float()
 
     def _candidates(self, batch: Batch) -> Tensor:
-        """The target beside random items, new ones for each request."""
+        """The target beside random items that the user has no event of, new ones for each request."""
         model: Any = self.model
-        random = torch.randint(1, model.catalogue.n_items + 1, (len(batch), self.negatives))
-        items = torch.cat((batch.target[:, None], random), dim=1)
+        assert self.unseen is not None, "a ranker's step is told what its users have not seen"
+        items = torch.cat((batch.target[:, None], self.unseen.draw(batch.user, self.negatives)), dim=1)
         given = model.score(items, **inputs_for(model, batch.user, batch.history)).float()
         own = candidate_loss(given, self.loss)
         if self.teaching is None:
