@@ -53,10 +53,18 @@ def test_sparse_ease_keeps_the_strongest_weights(split: Split) -> None:
     torch.testing.assert_close(row[best], rows[2][best])
 
 
-def test_a_repeated_event_counts_once_in_dense_ease(make: Make) -> None:
-    model = make("ease")
-    once = models.scores(model, {"history": torch.tensor([[4, 9]])})
-    assert torch.equal(models.scores(model, {"history": torch.tensor([[4, 9, 9]])}), once)
+def test_a_repeated_event_counts_once_in_dense_and_sparse_ease(split: Split) -> None:
+    dense, sparse = solved("ease", split, l2=5.0), solved("ease", split, l2=5.0, neighbours=N_ITEMS)
+    once = models.scores(dense, {"history": torch.tensor([[4, 9], [0, 4]])})
+    for model in (dense, sparse):
+        repeated = {"history": torch.tensor([[0, 9, 4, 9, 9], [0, 0, 4, 4, 4]])}
+        torch.testing.assert_close(models.scores(model, repeated), once)
+
+
+def test_a_repeated_event_votes_once_in_itemknn(split: Split) -> None:
+    model = solved("itemknn", split, neighbours=3)
+    found = [models.scores(model, {"history": torch.tensor([row])}) for row in ([4, 9], [9, 4, 9, 4])]
+    torch.testing.assert_close(*found)
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "tfidf"])

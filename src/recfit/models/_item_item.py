@@ -25,7 +25,7 @@ def binary_matrix(events: Interactions) -> sp.csr_matrix:
     return matrix
 
 
-def strongest(rows: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
+def heaviest(rows: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
     """The `neighbours` entries of largest magnitude of each row [R, N]: their columns and their values, both [R, K]."""
     columns = rows.abs().topk(neighbours, dim=1).indices.sort(dim=1).values
     return columns, rows.gather(1, columns)
@@ -68,8 +68,15 @@ class ItemItem(nn.Module):
 
     def _sparse(self, history: Tensor) -> Tensor:
         empty = torch.zeros(history.shape[0], self.catalogue.n_items)
-        columns, values = self.columns.long()[history], self.values[history]
+        once = history * self._first(history)
+        columns, values = self.columns.long()[once], self.values[once]
         return empty.scatter_add(1, columns.flatten(1), values.flatten(1))
+
+    def _first(self, history: Tensor) -> Tensor:
+        """Whether an event is the one that counts of those of its item, bool [B, L]: as in `_dense`, each item once."""
+        places = torch.arange(history.shape[1]).expand_as(history)
+        marked = torch.zeros(history.shape[0], self.catalogue.n_items + 1, dtype=torch.long)
+        return marked.scatter(1, history, places).gather(1, history) == places
 
     def item_vectors(self) -> Tensor:
         return torch.eye(self.catalogue.n_items)
@@ -79,7 +86,7 @@ class ItemItem(nn.Module):
         if not self.neighbours:
             self.rows[start : start + len(rows)] = rows
             return
-        columns, values = strongest(rows, self.neighbours)
+        columns, values = heaviest(rows, self.neighbours)
         self.columns[start + 1 : start + 1 + len(rows)] = columns
         self.values[start + 1 : start + 1 + len(rows)] = values
 
