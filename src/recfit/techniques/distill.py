@@ -1,6 +1,7 @@
 """A small student learns the original's soft scores (Hinton et al., arXiv 1503.02531):
 `alpha * T^2 * KL(teacher / T || student / T) + beta * CE(next item)` over the catalogue; or the original's order of its
-best items (Tang and Wang, KDD 2018, arXiv 1809.07428); and its vectors, if hinted at (Romero et al., arXiv 1412.6550). A
+best items (Tang and Wang, KDD 2018, arXiv 1809.07428, by a ranker; an encoder's softmax meets a distribution over their places,
+as in ListNet, Cao et al., ICML 2007); and its vectors, if hinted at (Romero et al., arXiv 1412.6550). A
 student of the original's family starts from the original cut to its size, another encoder from its item vectors."""
 
 from __future__ import annotations

@@ -78,11 +78,14 @@ class Distill:
     """Learn from `teacher` too: `alpha * lesson + beta * own loss + hint * feature loss`.
 
     The lesson is `T^2 * KL(teacher || student at T)`, T the `temperature` (`kl`; Hinton, Vinyals and Dean, arXiv
-    1503.02531), or the teacher's best items as positives that weigh `exp(-rank / 10)` (`ranking`; Tang and Wang, KDD 2018,
-    arXiv 1809.07428). The feature loss is the squared distance of the teacher's vector from a learned linear map of the
-    student's (Romero et al., arXiv 1412.6550). `cache` is how many items of each of the teacher's answers are computed once
-    and kept in `folder` (in memory without one); 0 asks the teacher in every step: for the scores of the whole catalogue, or
-    where the student is a ranker for those of the candidates in its batch.
+    1503.02531), or the order of the teacher's best items, which weigh `exp(-rank / 10)` (`ranking`). A ranker takes these
+    as positives of its sigmoids (Tang and Wang, KDD 2018, arXiv 1809.07428, without their second weight); for an encoder
+    they are a distribution that its softmax is to meet, as in ListNet (Cao et al., ICML 2007): log-sigmoids of its scores
+    could be raised all at once, which its own softmax does not notice. The feature loss is the squared distance of the
+    teacher's vector from a learned linear map of the student's (Romero et al., arXiv 1412.6550). `cache` is how many items
+    of each of the teacher's answers are computed once and kept in `folder` (in memory without one); 0 asks the teacher in
+    every step: for the scores of the whole catalogue, or where the student is a ranker for those of the candidates in its
+    batch.
     """
 
     teacher: Model

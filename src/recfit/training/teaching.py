@@ -85,7 +85,7 @@ class Teaching:
 
     def _known(self, answers: Answers, lines: Tensor) -> Lesson:
         distill, (items, logs) = self.distill, answers.best(lines)
-        if distill.loss == "ranking":
+        if distill.loss == "ranking":  # a distribution, not positives: see `Distill`
             opinion = Top(items, _ranked(items), 1.0, distill.alpha)
         else:
             opinion = Top(items, logs, distill.temperature, distill.alpha)
@@ -102,7 +102,7 @@ def teaching_of(distill: Distill, sequences: Sequences, users: Tensor, fit: Fit,
 
 
 def _ranked(items: Tensor) -> Tensor:
-    """Logs of the weights of items [R, n] that stand in order, which sum to 1 in each row."""
+    """Logs of the weights `exp(-rank / RANKS)` of items [R, n] that stand in order, scaled to sum to 1 in each row."""
     return (-torch.arange(items.shape[1]) / RANKS).log_softmax(0).expand(len(items), -1)
 
 
