@@ -85,6 +85,11 @@ def copy_items(
         raise Unsupported("the space of trained codes can be neither cut nor turned; reduce before the codes are made")
 
 
+def codes_of(items: ItemTable | CodedTable) -> tuple[Tensor, Tensor] | None:
+    """What `Codable.item_codes` gives of a model with the table `items`."""
+    return (items.sub_ids, items.books()) if isinstance(items, CodedTable) else None
+
+
 def item_table(n_items: int, config: Any, std: float, described: Features | None) -> ItemTable | CodedTable:
     """The table that `config` (of a family with `parts` and `table_dim`) asks for; `described` are the features it adds."""
     if config.parts:

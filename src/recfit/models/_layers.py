@@ -230,6 +230,20 @@ class Past(nn.Module):
         return self.recency[back] @ self.items.lookup(history)
 
 
+def some_unknown(user: Tensor, share: float) -> Tensor:
+    """`user` rows + 1, a random `share` of them 0: so a model learns what the unknown user is like."""
+    return user * (torch.rand(user.shape) >= share)
+
+
+def user_tables(users: Tensor | None, past: Past | None, about: FeatureTable | None) -> list[Tensor]:
+    """The tables [n, d] that the vector of a request is summed from, of those that there are."""
+    return [
+        *([] if users is None else [users]),
+        *([] if past is None else [past.items.vectors()]),
+        *([] if about is None else [about.weight]),
+    ]
+
+
 def selector(keep: Tensor, size: int) -> Tensor:
     """The matrix [size, len(keep)] that keeps the columns `keep` of what is multiplied by it."""
     return torch.eye(size)[:, keep]

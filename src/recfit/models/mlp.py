@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from recfit.models import Catalogue, Model, rebuilt
 from recfit.models._axes import check_keep, narrowed, newest_kept, no_axis, recency
-from recfit.models._codes import CodedTable, check_table, copy_items, item_table
+from recfit.models._codes import check_table, codes_of, copy_items, item_table
 from recfit.models._layers import Dropout, check_features, decays, factored, selector
 from recfit.options import check_ranges
 
@@ -85,7 +85,7 @@ class Mlp(nn.Module):
         return self.items.vectors()
 
     def item_codes(self) -> tuple[Tensor, Tensor] | None:
-        return (self.items.sub_ids, self.items.books()) if isinstance(self.items, CodedTable) else None
+        return codes_of(self.items)
 
     def axes(self) -> Mapping[str, int]:
         c = self.config

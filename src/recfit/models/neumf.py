@@ -29,6 +29,8 @@ from recfit.models._layers import (
     factored,
     feature_groups,
     selector,
+    some_unknown,
+    user_tables,
 )
 from recfit.options import check_ranges
 from recfit.types import ConfigError, Features
@@ -108,7 +110,7 @@ class NeuMf(nn.Module):
     def _user(self, user: Tensor | None, history: Tensor | None, user_features: Tensor | None) -> Tensor:
         parts = []
         if self.users is not None and user is not None:
-            known = user * (torch.rand(user.shape) >= self.config.forget) if self.training else user
+            known = some_unknown(user, self.config.forget) if self.training else user
             parts.append(F.embedding(known, self.users))
         if self.about is not None and user_features is not None:
             parts.append(self.about.sums(user_features))
@@ -125,13 +127,6 @@ class NeuMf(nn.Module):
     def _tables(self) -> list[FeatureTable]:
         return [table for table in (self.items.features, self.about) if table is not None]
 
-    def _user_tables(self) -> list[Tensor]:
-        return [
-            *([] if self.users is None else [self.users]),
-            *([] if self.past is None else [self.past.items.vectors()]),
-            *([] if self.about is None else [self.about.weight]),
-        ]
-
     def feature_names(self) -> list[str]:
         """The feature columns in use, the units of the axis `features`."""
         return sorted({name for table in self._tables() for name in table.groups})
@@ -140,7 +135,7 @@ class NeuMf(nn.Module):
     def importance(self, axis: str) -> Tensor:
         d = self.config.embedding_dim
         if axis == "embedding_dim":
-            tables = torch.cat([self.items.vectors(), *self._user_tables()]).square().sum(0)
+            tables = torch.cat([self.items.vectors(), *user_tables(self.users, self.past, self.about)]).square().sum(0)
             layers = self.from_user.weight.square().sum(0) + self.from_item.weight.square().sum(0)
             return (tables[:d] + tables[d:] + layers + self.output.weight[0, :d].square()).sqrt()
         if axis == "hidden":

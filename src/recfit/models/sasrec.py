@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from recfit.models import Catalogue, Model, rebuilt
 from recfit.models._axes import ABSENT, check_keep, narrowed, newest_kept, no_axis, own_units, recency
-from recfit.models._codes import CodedTable, check_table, copy_items, item_table
+from recfit.models._codes import check_table, codes_of, copy_items, item_table
 from recfit.models._kernels import MASKED, attend, rms_norm, shifted, trailing
 from recfit.models._layers import Dropout, check_features, factored, factors, selector
 from recfit.options import check_ranges
@@ -279,7 +279,7 @@ class SasRec(nn.Module):
         return self.items.vectors()
 
     def item_codes(self) -> tuple[Tensor, Tensor] | None:
-        return (self.items.sub_ids, self.items.books()) if isinstance(self.items, CodedTable) else None
+        return codes_of(self.items)
 
     def axes(self) -> Mapping[str, int]:
         c = self.config

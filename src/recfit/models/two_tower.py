@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from recfit.models import Catalogue, Model, rebuilt
 from recfit.models._axes import check_keep, narrowed, newest_kept, no_axis, recency
-from recfit.models._codes import CodedTable, check_table, copy_items, item_table
+from recfit.models._codes import check_table, codes_of, copy_items, item_table
 from recfit.models._layers import (
     Dropout,
     FeatureTable,
@@ -33,6 +33,8 @@ from recfit.models._layers import (
     factored,
     feature_groups,
     selector,
+    some_unknown,
+    user_tables,
 )
 from recfit.options import check_ranges
 from recfit.types import ConfigError
@@ -97,7 +99,7 @@ class TwoTower(nn.Module):
     ) -> Tensor:
         parts = []
         if self.users is not None and user is not None:
-            known = user * (torch.rand(user.shape) >= self.config.forget) if self.training else user
+            known = some_unknown(user, self.config.forget) if self.training else user
             parts.append(F.embedding(known, self.users))
         if self.past is not None and history is not None:
             parts.append(self.past(history))
@@ -113,7 +115,7 @@ class TwoTower(nn.Module):
         return self.items.vectors()
 
     def item_codes(self) -> tuple[Tensor, Tensor] | None:
-        return (self.items.sub_ids, self.items.books()) if isinstance(self.items, CodedTable) else None
+        return codes_of(self.items)
 
     def axes(self) -> Mapping[str, int]:
         c = self.config
@@ -135,14 +137,12 @@ class TwoTower(nn.Module):
             layers = [self.first.weight, self.second.weight.T]
         if axis == "hidden":
             return torch.cat(layers, dim=1).square().sum(1).sqrt()
-        return torch.cat([self.items.vectors(), *self._user_tables(), *layers]).square().sum(0).sqrt()
-
-    def _user_tables(self) -> list[Tensor]:
-        return [
-            *([] if self.users is None else [self.users]),
-            *([] if self.past is None else [self.past.items.vectors()]),
-            *([] if self.about is None else [self.about.weight]),
-        ]
+        return (
+            torch.cat([self.items.vectors(), *user_tables(self.users, self.past, self.about), *layers])
+            .square()
+            .sum(0)
+            .sqrt()
+        )
 
     @torch.no_grad()
     def shrink(self, axis: str, keep: Tensor) -> Model:
