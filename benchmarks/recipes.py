@@ -33,7 +33,7 @@ from recfit import pipeline as pipelines
 from recfit.measure import Measurement
 from recfit.measure.statistics import Interval, paired
 from recfit.search.bench import Bench, prepare
-from recfit.search.build import Job, build
+from recfit.search.build import Job, Workshop, build
 from recfit.search.isolate import PATIENCE, isolated
 from recfit.search.original import claim, make_original
 from recfit.search.recipe import Recipe
@@ -79,17 +79,21 @@ class Built:
 
 
 def built(bench: Bench, wanted: Sequence[Entry], folder: Path) -> list[Built]:
-    """The final bundles; one that is refused is said and left out."""
-    found: list[Built] = []
+    """The final bundles of a study's recipes."""
     limits = {"memory_gb": bench.settings.search.memory_gb, "seconds": PATIENCE}
     claim(bench)
     if not pipelines.saved(bench.workshop.original):
         isolated(make_original, bench.settings, bench.workshop, **limits)
+    return finals(bench.workshop, wanted, folder, limits)
+
+
+def finals(workshop: Workshop, wanted: Sequence[Entry], folder: Path, limits: Mapping[str, Any]) -> list[Built]:
+    """The final bundles; one that is refused is said and left out."""
+    found: list[Built] = []
     for entry in wanted:
-        begin = time.monotonic()
-        job = Job(entry.recipe.to_json(), folder / entry.recipe.id, final=True)
+        begin, job = time.monotonic(), Job(entry.recipe.to_json(), folder / entry.recipe.id, final=True)
         try:
-            isolated(build, bench.workshop, job, **limits)
+            isolated(build, workshop, job, **limits)
         except RecfitError as error:
             print(f"{entry.label}: {error}", flush=True)
             continue
@@ -133,6 +137,7 @@ def row(
         "recipe": entry.label,
         "steps": entry.recipe.to_json(),
         "claim": entry.claim,
+        "notes": bundles.read_manifest(made.path)["recipe"]["notes"],
         "seconds": round(made.seconds, 1),
         "kept": gap and found[metric] / old,
         "kept_interval": gap and [1 + gap.low / old, 1 + gap.high / old],

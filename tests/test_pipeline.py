@@ -36,6 +36,13 @@ def test_what_is_saved_is_loaded(made: Pipeline, tmp_path: Path) -> None:
     assert [stage.graph_options for stage in again.stages.values()] == [s.graph_options for s in made.stages.values()]
 
 
+def test_notes_are_kept_and_change_nothing(tmp_path: Path) -> None:
+    made = replace(toys.original("sasrec"), notes=("well made",))
+    pipeline.save(made, tmp_path)
+    assert pipeline.load(tmp_path).notes == ("well made",)
+    assert fingerprint(made) == fingerprint(toys.original("sasrec"))
+
+
 def test_a_half_saved_pipeline_is_not_taken_for_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline.save(toys.original("sasrec"), tmp_path)
 

@@ -112,6 +112,35 @@ def test_the_same_seed_gives_the_same_weights(split: Split, kind: str) -> None:
     assert digests[0] != digests[2]
 
 
+def test_squared_gradients_are_of_each_batch(split: Split) -> None:
+    """Not of their sum, in which batches cancel each other."""
+    model = new("mlp", split)
+    wanted: dict[str, Any] = {}
+    for loss in training.batch_losses(model, split, QUICK, 3):
+        named = dict(models.as_module(model).named_parameters())
+        grads = torch.autograd.grad(loss, list(named.values()))
+        for name, grad in zip(named, grads, strict=True):
+            wanted[name] = wanted.get(name, 0.0) + grad.square()
+    found = training.squared_gradients(model, split, QUICK, 3)
+    assert found.keys() == wanted.keys()
+    for name, squares in found.items():
+        torch.testing.assert_close(squares, wanted[name])
+    assert all(weight.grad is None for weight in models.as_module(model).parameters())
+
+
+def test_held_out_loss_is_that_of_the_validation_requests(split: Split) -> None:
+    model: Any = new("mlp", split)
+    queries = split.validation.take(np.arange(7))
+    with torch.no_grad():
+        given = models.scores(model.eval(), {"history": torch.from_numpy(queries.history.padded(6))})
+        wanted = torch.nn.functional.cross_entropy(given, torch.from_numpy(queries.targets.values).long())
+    part = replace(split, validation=queries)
+    settings = replace(QUICK, batch_size=4, precision="fp32")
+    assert training.held_out_loss(model, part, settings) == pytest.approx(float(wanted), rel=1e-5)
+    ranker = new("neumf", split)
+    assert training.held_out_loss(ranker, part, settings) == training.held_out_loss(ranker, part, settings)
+
+
 def test_training_leaves_torch_as_it_was(split: Split) -> None:
     threads, model = torch.get_num_threads(), new("mlp", split)
     torch.manual_seed(7)

@@ -71,13 +71,15 @@ class RuntimePlan:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """`retrieve` scores the catalogue; `rank`, if any, re-scores its best `candidates`; `cache` answers first."""
+    """`retrieve` scores the catalogue; `rank`, if any, re-scores its best `candidates`; `cache` answers first. `notes` say of
+    its making what nothing in it shows."""
 
     retrieve: Stage
     rank: Stage | None = None
     candidates: int = 0
     cache: CachePlan | None = None
     runtime: RuntimePlan = RuntimePlan()
+    notes: tuple[str, ...] = ()
 
     @property
     def stages(self) -> dict[str, Stage]:
@@ -106,7 +108,7 @@ def save(pipeline: Pipeline, directory: Path) -> None:
     for name, stage in pipeline.stages.items():
         models.save(stage.model, directory / name)
     draft = directory / "plan.draft"
-    draft.write_text(json.dumps(_plan(pipeline)))
+    draft.write_text(json.dumps({**_plan(pipeline), "notes": pipeline.notes}))
     draft.replace(directory / "plan.json")
 
 
@@ -121,11 +123,12 @@ def load(directory: Path) -> Pipeline:
     stages = {name: Stage(models.load(directory / name), **formats) for name, formats in plan["stages"].items()}
     cache = None if plan["cache"] is None else CachePlan(**plan["cache"])
     runtime = RuntimePlan(**plan["runtime"])
-    return Pipeline(stages["retrieve"], stages.get("rank"), plan["candidates"], cache, runtime)
+    notes = tuple(plan.get("notes", ()))
+    return Pipeline(stages["retrieve"], stages.get("rank"), plan["candidates"], cache, runtime, notes)
 
 
 def _plan(pipeline: Pipeline) -> dict[str, Any]:
-    """Everything but the weights, JSON-able."""
+    """Everything that is exported but the weights, JSON-able."""
     return {
         "stages": {
             name: {

@@ -1,6 +1,7 @@
 """Study -> report: what the page is given is what the ledger holds, judged by the budget that was asked."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from made_study import done, step, worse
@@ -57,6 +58,12 @@ def test_every_candidate_is_there_with_its_fate(study):
     assert found["chain"]["verdicts"] == {"ndcg@10": "held", "p99_ms": "held"}
     assert found["pop"]["verdicts"]["ndcg@10"] == "broken"
     assert {id for id, row in found.items() if row["frontier"]} == {"o", "q", "small", "chain"} - not_front(found)
+
+
+def test_what_is_to_say_of_a_measured_candidate_is_there(base, make):
+    candidate, users = done("q", base, 1.0, step("prune", axis="ffn"))
+    study = make((replace(candidate, notes=["the start was kept", "twice"]), users))
+    assert rows(made(study))["q"]["reason"] == "the start was kept; twice"
 
 
 def not_front(found):

@@ -50,6 +50,11 @@ def test_the_bundle_carries_its_recipe(workshop, tmp_path):
     assert manifest["recipe"]["id"] == Recipe((MLP,)).id
     assert Recipe.from_json(manifest["recipe"]["steps"]).id == Recipe((MLP,)).id
     assert manifest["name"] == Recipe((MLP,)).name
+    assert manifest["recipe"]["notes"] == []
+    kept = workshop.models / Recipe((MLP,)).id
+    pipelines.save(replace(pipelines.load(kept), notes=("well made",)), kept)
+    build(workshop, job(tmp_path / "bundle", MLP))
+    assert read_manifest(tmp_path / "bundle")["recipe"]["notes"] == ["well made"]
 
 
 def test_candidates_answer_on_the_threads_of_the_study_unless_they_have_their_own(workshop, tmp_path):

@@ -72,6 +72,7 @@ def bench(tmp_path, monkeypatch):
         study = started(tmp_path / "study", BUDGET, users)
         fake = Measured(worse(base_quality(users), 0.97))
         monkeypatch.setattr(evaluate, "isolated", fake.build)
+        monkeypatch.setattr(evaluate.bundles, "read_manifest", lambda _: {"recipe": {"notes": ["well made"]}})
         for name in ("latency", "users_quality", "measure"):
             monkeypatch.setattr(evaluate.measure, name, getattr(fake, name))
         limit = Limits(3.0, time.monotonic() + 100)
@@ -89,6 +90,7 @@ def test_one_that_passes_every_gate_is_measured_in_full(bench):
     found = gates.run(TRAINED)
     assert fake.asked == ["structure", "latency", "train", "full"]
     assert (found.status, found.stage, found.reason) == ("done", "full", "")
+    assert found.notes == last_row(gates)["notes"] == ["well made"]
     assert set(found.seconds) == {"screen", "train", "measure"}
     # Two threads and 1000 requests a second: 2 * 1e6 / 1000 / 3600 core-hours for a million.
     assert found.metrics["core_hours_per_million"] == pytest.approx(0.5556, abs=1e-4)

@@ -70,7 +70,7 @@ def test_quotient_and_remainder_tell_all_items_apart() -> None:
 def test_sub_ids_start_as_the_mean_of_their_items() -> None:
     wanted = vectors(SASREC).numpy()
     sub_ids = codes.ASSIGN["random"](wanted, toys.split(), 4, 16)
-    weights = codes.importance(toys.split())
+    weights = codes.item_weights(toys.split())
     found = codes.means(wanted, sub_ids, 16, weights)
     members = sub_ids[:, 2] == sub_ids[0, 2]
     assert members.sum() > 1
@@ -80,7 +80,7 @@ def test_sub_ids_start_as_the_mean_of_their_items() -> None:
 
 def test_frequent_items_count_for_more() -> None:
     counts = np.bincount(toys.split().train.item, minlength=toys.N_ITEMS)
-    np.testing.assert_allclose(codes.importance(toys.split()) ** 2, counts + 1, rtol=1e-5)
+    np.testing.assert_allclose(codes.item_weights(toys.split()) ** 2, counts + 1, rtol=1e-5)
 
 
 def test_kmeans_starts_nearest_to_the_original() -> None:

@@ -13,7 +13,7 @@ import torch
 import toys
 from recfit import models, techniques
 from recfit.models import Solved
-from recfit.pipeline import Pipeline, Stage
+from recfit.pipeline import Pipeline, Stage, fingerprint
 from recfit.techniques import Context, make
 from recfit.techniques._lessons import by_heart, lesson  # noqa: PLC2701
 from recfit.techniques._students import students  # noqa: PLC2701
@@ -95,6 +95,21 @@ def test_random_pruning_is_the_same_for_a_seed_and_not_by_size() -> None:
 def test_a_solved_model_has_no_taylor_expansion() -> None:
     with pytest.raises(Unsupported, match="als is solved in closed form and has no loss to expand; use by='l2'"):
         make("prune", {"axis": "embedding_dim", "by": "taylor"}).apply(ALS, context_of(ALS))
+
+
+def test_it_is_noted_that_no_epoch_was_as_good_as_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoil(model: Any, *_: object, **__: object) -> None:
+        with torch.no_grad():
+            model.items.weight.zero_()
+
+    step, alone = (make("prune", {"axis": "ffn", "epochs": epochs}) for epochs in (1, 0))
+    monkeypatch.setattr(techniques, "train", spoil)
+    kept, cut = (part.apply(SASREC, context_of(SASREC)) for part in (step, alone))
+    assert fingerprint(kept) == fingerprint(cut)
+    assert cut.notes == ()
+    assert kept.notes == ("prune(ffn, epochs=1): no epoch of its fine-tuning was as good as the start, which was kept",)
+    monkeypatch.setattr(techniques, "train", lambda *_, **__: None)
+    assert step.apply(SASREC, context_of(SASREC)).notes == (), "as good as the start"
 
 
 def test_fine_tuning_uses_its_own_settings_and_the_original(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,6 +59,15 @@ def test_it_finds_the_column_that_matters(by: str) -> None:
     assert all(weight.requires_grad for weight in as_module(model).parameters())
 
 
+def test_permutation_asks_held_out_events() -> None:
+    """Where these say the opposite of what was learned, the model is better off without the column."""
+    wanted = Ragged.from_lists([(targets + 1) % 40 for targets in telling().validation.targets])
+    opposite = replace(telling(), validation=replace(telling().validation, targets=wanted))
+    model: Any = taught()
+    _, taste = WAYS["permutation"](model, replace(context(), split=opposite)).tolist()
+    assert taste < -0.01
+
+
 @pytest.mark.parametrize("by", ["weights", *WAYS])
 def test_reduce_keeps_it(by: str) -> None:
     step = make("reduce", {"axis": "features", "size": 1, "by": by, "epochs": 0})

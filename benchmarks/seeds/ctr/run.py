@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,10 +30,10 @@ from recfit.engine import open_bundle
 from recfit.measure.statistics import Interval
 from recfit.models import catalogue_of
 from recfit.pipeline import Pipeline, Stage
-from recfit.search.build import Job, Workshop, build
+from recfit.search.build import Workshop
 from recfit.search.isolate import isolated
 from recfit.training import Fit, train
-from recfit.types import Features, FloatArray, IntArray, Interactions, Queries, Ragged, RecfitError, Request, Split
+from recfit.types import Features, FloatArray, IntArray, Interactions, Queries, Ragged, Request, Split
 
 FIELDS = ("user", "item", "daytime", "weekday", "weekend", "homework", "cost", "weather", "country", "city")
 ITEM = FIELDS.index("item")
@@ -131,20 +130,6 @@ def difference(new: FloatArray, base: FloatArray, pairs: Pairs) -> Interval:
     return Interval(mean, *np.quantile(gaps, (0.025, 0.975)))
 
 
-def built(workshop: Workshop, wanted: Sequence[recipes.Entry], folder: Path) -> list[recipes.Built]:
-    """The bundles; one that is refused is said and left out."""
-    found = []
-    for entry in wanted:
-        begin, job = time.monotonic(), Job(entry.recipe.to_json(), folder / entry.recipe.id, final=True)
-        try:
-            isolated(build, workshop, job, **LIMITS)
-        except RecfitError as error:
-            print(f"{entry.label}: {error}", flush=True)
-            continue
-        found.append(recipes.Built(entry, job.output, time.monotonic() - begin))
-    return found
-
-
 def costs(bundle: Path, found: Mapping[str, float]) -> dict[str, float]:
     """What was measured, and the bytes of the model alone: every request's features are in the bundle too."""
     return {**found, "table_kb": sum(part.stat().st_size for part in (bundle / "retrieve").rglob("*.*")) / 1e3}
@@ -162,7 +147,7 @@ def main() -> None:
     isolated(original, split, workshop.original, **LIMITS)
     plan = measure.Plan()
     with tempfile.TemporaryDirectory() as folder:
-        made = built(workshop, recipes.entries(Path(__file__).with_name("recipes.toml")), Path(folder))
+        made = recipes.finals(workshop, recipes.entries(Path(__file__).with_name("recipes.toml")), Path(folder), LIMITS)
         scores = [isolated(scored, one.path, pairs, **LIMITS) for one in made]
         found = measure.latency([one.path for one in made], split.test, plan)
         metrics = [

@@ -228,6 +228,13 @@ def rebuilt(model: Model, config: Any, catalogue: Catalogue | None = None) -> Mo
     return cast(Model, find("models", model.kind).build(config, catalogue or model.catalogue))
 
 
+def copied(model: Model, config: Any = None, catalogue: Catalogue | None = None) -> Model:
+    """A model of its own with the weights of `model`, and another config or catalogue of the same shapes if one is given."""
+    copy = rebuilt(model, config or model.config, catalogue)
+    as_module(copy).load_state_dict(as_module(model).state_dict())
+    return copy
+
+
 def as_module(model: Model) -> nn.Module:
     """`model` as the torch module it is."""
     return cast(nn.Module, model)

@@ -58,7 +58,7 @@ def _candidate(
         "families": found.families,
         "status": found.status,
         "stage": found.stage,
-        "reason": found.reason,
+        "reason": found.reason or "; ".join(found.notes),
         "metrics": budget.priced(found.metrics),
         "intervals": dict(found.intervals),
         "difference": {

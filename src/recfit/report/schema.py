@@ -107,8 +107,8 @@ class Step(TypedDict):
 class Candidate(TypedDict):
     """One recipe and what became of it.
 
-    `stage` is the last gate it reached. `verdicts` answers the budget's limits, by metric. The original itself is
-    the candidate without steps.
+    `stage` is the last gate it reached, `reason` why it fell, or what there is to say of one that did not. `verdicts` answers
+    the budget's limits, by metric. The original itself is the candidate without steps.
     """
 
     id: str

@@ -58,7 +58,7 @@ def build(workshop: Workshop, job: Job) -> str:
     pipeline = replace(pipeline, runtime=replace(pipeline.runtime, sessions=workshop.sessions))
     past = snapshot(workshop.split, final=job.final)
     around = surroundings(workshop.split, past, workshop.keep_histories)
-    described = {"id": recipe.id, "steps": job.recipe}
+    described = {"id": recipe.id, "steps": job.recipe, "notes": list(pipeline.notes)}
     export(pipeline, around, job.output, name=recipe.name, recipe=described, report=job.final)
     return str(job.output)
 

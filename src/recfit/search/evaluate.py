@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from recfit import bundle as bundles
 from recfit import measure
 from recfit.measure import Measurement, Plan, quality
 from recfit.measure.statistics import interval
@@ -79,7 +80,9 @@ class Gates:
         with self._stage("measure"):
             found = measure.measure(bundle, self.queries, self.popularity, self.plan, self.metrics)
         metrics = {**found.metrics, "core_hours_per_million": core_hours(found)}
-        row = self._row(recipe, "done", "full", "", metrics=metrics, intervals=found.intervals, protocol=found.protocol)
+        notes = bundles.read_manifest(bundle)["recipe"]["notes"]
+        about = {"intervals": found.intervals, "protocol": found.protocol, "notes": notes}
+        row = self._row(recipe, "done", "full", "", metrics=metrics, **about)
         return row, found.users
 
     @property

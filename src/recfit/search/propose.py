@@ -20,7 +20,7 @@ from recfit.types import RecfitError
 # The share of the search that goes to single techniques.
 SINGLES_SHARE = 0.4
 # Share of the original's parameters below which a model is trained in a fraction of the time.
-LIGHT = 0.25
+SMALL = 0.25
 # One chain in so many widens the frontier instead of serving this study's budget.
 BROAD = 2
 POINTS = 4000
@@ -59,12 +59,12 @@ def singles(context: Context, wanted: Sequence[str]) -> list[Recipe]:
 
 
 def light(recipe: Recipe, context: Context) -> bool:
-    """Whether what `recipe` trains has less than `LIGHT` of the parameters of the original."""
+    """Whether what `recipe` trains has less than `SMALL` of the parameters of the original."""
     try:
         pipeline = _shaped(recipe, context)
     except Exception:  # it is refused, or fails, where it is tried
         return False
-    return _size(pipeline) < LIGHT * _size(context.original)
+    return _size(pipeline) < SMALL * _size(context.original)
 
 
 def _size(pipeline: Pipeline) -> int:

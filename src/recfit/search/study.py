@@ -23,8 +23,9 @@ LEDGER = "study.jsonl"
 class Candidate:
     """One recipe and what became of it.
 
-    `status`: `done` (measured in full), `screened out` (a gate found a broken limit; `stage` names it) or `failed`.
-    `limit` names the setting of [search] that ended a failed one. `seconds` is the time it took by stage.
+    `status`: `done` (measured in full), `screened out` (a gate found a broken limit; `stage` names it) or `failed`. `limit`
+    names the setting of [search] that ended a failed one. `notes` say how a measured one was made. `seconds` is the time it
+    took by stage.
     """
 
     id: str
@@ -38,6 +39,7 @@ class Candidate:
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     protocol: Mapping[str, Any] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def fell_for(self) -> str:

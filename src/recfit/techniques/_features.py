@@ -10,22 +10,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from recfit.models import Catalogue, Featured, Model, as_module, rebuilt
+from recfit.models import Catalogue, Featured, as_module, copied
 from recfit.models._layers import FeatureTable, feature_groups
 from recfit.techniques import Context
-from recfit.training import batch_losses
+from recfit.training import batch_losses, held_out_loss
 from recfit.types import Features, IntArray, Rows
 
-CALIBRATION = 20  # batches whose loss is compared
 GATE_STEPS = 200
 GATE_RATE = 0.02
 PENALTY = 0.01
 
 
 def permutation(model: Featured, context: Context) -> Tensor:
-    """How much the training loss rises when a feature's codes are shuffled over its users and items (Breiman 2001)."""
-    before = _loss(model, context)
-    after = [_loss(_with_codes(model, _shuffled(model.catalogue, name)), context) for name in model.feature_names()]
+    """How much the loss of held-out events rises when a feature's codes are shuffled over its users and items (Breiman 2001).
+    Of training events it would tell how much was learned by heart, most from features with many codes."""
+    shuffled = [copied(model, catalogue=_shuffled(model.catalogue, name)) for name in model.feature_names()]
+    before, *after = (held_out_loss(part, context.split, context.fit) for part in (model, *shuffled))
     return torch.tensor(after) - before
 
 
@@ -39,7 +39,7 @@ def mutual_information(model: Featured, context: Context) -> Tensor:
 def gates(model: Featured, context: Context) -> Tensor:
     """The norms of the features' vectors after each was given a factor that is trained with a penalty on these norms
     (group lasso: Yuan and Lin 2006). All other weights are held: where they could grow, a factor would tell nothing."""
-    copy = as_module(_with_codes(model, model.catalogue)).requires_grad_(False)
+    copy = as_module(copied(model)).requires_grad_(False)
     norms = model.importance("features")
     open_ = nn.Parameter(torch.ones_like(norms))
     for table in (part for part in list(copy.modules()) if isinstance(part, FeatureTable)):
@@ -71,18 +71,6 @@ class _Gated(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         return weight * self.gates[self.of][:, None]
-
-
-@torch.no_grad()
-def _loss(model: Model, context: Context) -> float:
-    return float(torch.stack(list(batch_losses(model, context.split, context.fit, CALIBRATION))).mean())
-
-
-def _with_codes(model: Model, catalogue: Catalogue) -> Model:
-    """A copy of `model` that reads the features of `catalogue`."""
-    copy = rebuilt(model, model.config, catalogue)
-    as_module(copy).load_state_dict(as_module(model).state_dict())
-    return copy
 
 
 def _all_shuffled(model: Featured) -> Catalogue:

@@ -13,11 +13,11 @@ from torch import Tensor
 from recfit.models import Causal, Encoder, Model, Rotatable, as_module, is_identity
 from recfit.models._axes import strongest
 from recfit.models._layers import ItemTable
-from recfit.techniques._subids import importance
+from recfit.techniques._subids import item_weights
 from recfit.types import Split, Unsupported
 
 WIDTHS = ("embedding_dim", "table_dim")
-CALIBRATION = 256  # users whose request vectors are looked at
+USERS = 256  # whose request vectors are looked at
 # Share of all directions alike in what counts of an item vector: encoders read it, not only requests score it.
 READ = 0.1
 
@@ -28,7 +28,7 @@ def cut(model: Model, axis: str, size: int, split: Split) -> Model:
     alone; of `history_length` and `window` the newest events; else by the norm of their weights."""
     front = torch.arange(size)
     if axis == "table_dim" and not nested(model) and isinstance(getattr(model, "items", None), ItemTable):
-        return narrowed(model, size, split)
+        return of_rank(model, size, split)
     if axis == "embedding_dim" and axis in model.axes() and not nested(model) and isinstance(model, Rotatable):
         return model.rotated(principal_axes(model, split)).shrink(axis, front)
     if axis in ("history_length", "window") or (axis in WIDTHS and nested(model)):
@@ -42,7 +42,7 @@ def nested(model: Model) -> bool:
 
 
 @torch.no_grad()
-def narrowed(model: Model, size: int, split: Split) -> Model:
+def of_rank(model: Model, size: int, split: Split) -> Model:
     """`model` with item vectors of `size` numbers, those of which its requests' scores change least.
 
     Of all `U B`, U [n, size], B [size, d], the one with the least `sum_i w_i |(v_i - u_i B) H^1/2|^2`: H is the second moment
@@ -60,7 +60,7 @@ def narrowed(model: Model, size: int, split: Split) -> Model:
 
 
 def _metric(model: Any, split: Split) -> tuple[Tensor, Tensor]:
-    """`H^1/2` of `narrowed`, and its inverse."""
+    """`H^1/2` of `of_rank`, and its inverse."""
     even = torch.eye(model.items.width, dtype=torch.float64) / model.items.width
     values, turn = torch.linalg.eigh((1 - READ) * _requests(model, split) + READ * even)
     return turn * values.sqrt() @ turn.T, turn / values.sqrt() @ turn.T
@@ -68,7 +68,7 @@ def _metric(model: Any, split: Split) -> tuple[Tensor, Tensor]:
 
 def _decomposed(model: Any, root: Tensor, split: Split) -> tuple[Tensor, Tensor]:
     """Singular values of the weighted item vectors times `root`, the largest first, and the axes [d, d] that they belong to."""
-    weights = torch.from_numpy(importance(split)).double().sqrt()[:, None]
+    weights = torch.from_numpy(item_weights(split)).double().sqrt()[:, None]
     _, values, axes = torch.linalg.svd(weights * model.items.vectors().double() @ root, full_matrices=False)
     return values, axes
 
@@ -119,7 +119,7 @@ def _requests(model: Model, split: Split) -> Tensor:
     """The second moment of the request vectors of some training histories, of trace 1; zeros where they are not looked at."""
     if not isinstance(model, Causal):
         return torch.zeros((), dtype=torch.float64)
-    past = split.train.histories().last(model.max_history).take(np.arange(min(CALIBRATION, split.n_users)))
+    past = split.train.histories().last(model.max_history).take(np.arange(min(USERS, split.n_users)))
     tokens = torch.from_numpy(past.padded(model.max_history))
     return _energy(model.states(tokens)[tokens > 0])
 

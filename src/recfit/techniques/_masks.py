@@ -73,16 +73,16 @@ class Masks:
             for name, mask in self.masks.items()
         }
         if self.together:
-            kept = _strongest(torch.cat(list(scores.values())), wanted)
+            kept = _kept(torch.cat(list(scores.values())), wanted)
             parts = torch.split(kept, [len(part) for part in scores.values()])
         else:
-            parts = tuple(_strongest(part, wanted) for part in scores.values())
+            parts = tuple(_kept(part, wanted) for part in scores.values())
         for (name, mask), part in zip(self.masks.items(), parts, strict=True):
             self.masks[name] = mask & part.view(mask.shape)
         self.reached = wanted
 
 
-def _strongest(scores: Tensor, sparsity: float) -> Tensor:
+def _kept(scores: Tensor, sparsity: float) -> Tensor:
     """True for all but the share `sparsity` of the smallest scores."""
     chosen = torch.zeros(len(scores), dtype=torch.bool)
     chosen[scores.topk(len(scores) - round(sparsity * len(scores)), sorted=False).indices] = True

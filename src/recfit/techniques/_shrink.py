@@ -8,19 +8,21 @@ from typing import Any, Protocol
 
 from recfit.models import Model, Solved, as_module
 from recfit.pipeline import Pipeline
-from recfit.techniques import Context
+from recfit.techniques import Context, Technique, describe
 from recfit.techniques._lessons import lesson
 from recfit.training import Hold, evaluate
 from recfit.types import Unsupported
 
-CALIBRATION = 8  # batches whose gradients tell how important a weight is
+BATCHES = 8  # of the training, whose gradients and activations tell what matters
 SCOPES = ("layer", "global")  # what competes: the units or weights of a layer, or of the model
 # How the original scenario's light pruning, in which 40 % leave, is repaired.
 LIGHT: Mapping[str, Any] = {"epochs": 2, "data_fraction": 0.1, "learning_rate": 1e-4}
 
+NOT_BETTER = "no epoch of its fine-tuning was as good as the start, which was kept"
 
-class FineTuning(Protocol):
-    """Settings of the repair after units were removed."""
+
+class FineTuning(Technique, Protocol):
+    """A technique with settings of the repair after units were removed."""
 
     @property
     def epochs(self) -> int: ...
@@ -50,8 +52,8 @@ def fine_tuned(
     """`pipeline` with the shrunk `model`, fine-tuned for `settings.epochs` (0 leaves it as it was cut) under `hold`.
 
     A solved model stays as it was cut: solving it again would throw away what was kept. Any other learns from the original
-    too, where that has a `lesson` for it. Where no epoch is as good as the start, that is left, `or_start`: but under a
-    `hold`, or where training is for something that NDCG@10 does not tell.
+    too, where that has a `lesson` for it. Where no epoch is as good as the start, that is left, `or_start`, and noted: but
+    under a `hold`, or where training is for something that NDCG@10 does not tell.
     """
     if settings.epochs > 0 and not isinstance(model, Solved):
         keeps = or_start and hold is None and not context.structure_only
@@ -67,6 +69,7 @@ def fine_tuned(
         )
         if keeps and before > _ndcg(model, context):
             as_module(model).load_state_dict(start)
+            pipeline = replace(pipeline, notes=(*pipeline.notes, f"{describe(settings)}: {NOT_BETTER}"))
     return pipeline.with_main(replace(pipeline.main, model=model))
 
 

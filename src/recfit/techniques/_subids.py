@@ -19,7 +19,7 @@ Assigned = Callable[[FloatArray, Split, int, int], Codes]
 
 def kmeans(vectors: FloatArray, split: Split, parts: int, codes: int) -> Codes:
     """Items whose trained vectors lie near each other in a part share its sub-id (PQ: Jégou et al., TPAMI 2011)."""
-    return codebooks(in_parts(vectors, parts, vectors.shape[1] // parts), codes, importance(split))[0]
+    return codebooks(in_parts(vectors, parts, vectors.shape[1] // parts), codes, item_weights(split))[0]
 
 
 def svd(vectors: FloatArray, split: Split, parts: int, codes: int) -> Codes:
@@ -61,7 +61,7 @@ ASSIGN: Mapping[str, Assigned] = {
 }
 
 
-def importance(split: Split) -> FloatArray:
+def item_weights(split: Split) -> FloatArray:
     """How much an item's vector matters, float32 [n]."""
     counts = np.bincount(split.train.item, minlength=split.n_items)
     weights: FloatArray = np.sqrt(counts + 1.0, dtype=np.float32)

@@ -20,7 +20,7 @@ from recfit.tables._learning import coded_rotation
 from recfit.techniques import Context
 from recfit.techniques._inherit import turned
 from recfit.techniques._shrink import fine_tuned
-from recfit.techniques._subids import ASSIGN, importance, means
+from recfit.techniques._subids import ASSIGN, item_weights, means
 from recfit.types import FloatArray, Unsupported
 
 
@@ -62,7 +62,7 @@ class Technique:
 
     def _coded(self, model: Any, context: Context) -> Any:
         """`model` with the tables of codes that are nearest to its own."""
-        weights, kind = importance(context.split), "random" if context.structure_only else self.assign
+        weights, kind = item_weights(context.split), "random" if context.structure_only else self.assign
         narrow = bool(model.config.table_dim)
         if kind == "kmeans" and (narrow or ("embedding_dim" in model.axes() and isinstance(model, Rotatable))):
             turn = torch.from_numpy(coded_rotation(_vectors(model.items), self.parts, self.codes, weights))

@@ -18,11 +18,10 @@ from recfit.models._layers import LowRank, linear_layers
 from recfit.options import check_choice, check_ranges
 from recfit.pipeline import Pipeline
 from recfit.techniques import Context
-from recfit.techniques._shrink import fine_tuned
-from recfit.training import gradients
+from recfit.techniques._shrink import BATCHES, fine_tuned
+from recfit.training import batch_losses
 from recfit.types import Unsupported
 
-CALIBRATION = 8  # batches whose activations count
 RIDGE = 1e-4  # of the mean of M's diagonal, so that its root can be inverted
 
 
@@ -124,20 +123,22 @@ def _layers(model: Model) -> dict[str, nn.Linear]:
     return linear_layers(as_module(model))
 
 
+@torch.no_grad()
 def _second_moments(model: Model, layers: Mapping[str, nn.Linear], context: Context) -> dict[str, Tensor]:
     """The mean of x x' over the inputs x of each layer while a few training batches pass."""
     sums: dict[str, Tensor] = {}
 
     def watch(path: str) -> Any:
         def note(module: nn.Module, given: tuple[Tensor, ...]) -> None:
-            inputs = given[0].detach().flatten(0, -2).float()
+            inputs = given[0].flatten(0, -2).float()
             sums[path] = sums.get(path, torch.zeros(())) + (inputs.T @ inputs).double() / len(inputs)
 
         return note
 
     hooks = [layer.register_forward_pre_hook(watch(path)) for path, layer in layers.items()]
     try:
-        gradients(model, context.split, context.fit, CALIBRATION)
+        for _ in batch_losses(model, context.split, context.fit, BATCHES):
+            pass
     finally:
         for hook in hooks:
             hook.remove()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from recfit.models import Model, Rotatable, as_module, rebuilt
+from recfit.models import Model, Rotatable, copied
 from recfit.options import check_ranges
 from recfit.pipeline import Pipeline
 from recfit.techniques import Context
@@ -41,8 +41,7 @@ class Technique:
         assert isinstance(model, Rotatable)
         turned = model if context.structure_only else model.rotated(principal_axes(model, context.split))
         widths = self.widths or _halves(model.axes()["embedding_dim"])
-        ready = rebuilt(turned, replace(turned.config, widths=widths))
-        as_module(ready).load_state_dict(as_module(turned).state_dict())
+        ready = copied(turned, replace(turned.config, widths=widths))
         return fine_tuned(pipeline, ready, context, self, or_start=False)
 
     @classmethod

@@ -11,24 +11,22 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from recfit.models import Model, Solved, as_module, rebuilt
+from recfit.models import Model, Solved, as_module, copied
 from recfit.models._axes import strongest
 from recfit.options import check_choice, check_ranges
 from recfit.pipeline import Pipeline
 from recfit.techniques import Context
-from recfit.techniques._shrink import CALIBRATION, LIGHT, SCOPES, fine_tuned, size_of
-from recfit.training import gradients
+from recfit.techniques._shrink import BATCHES, LIGHT, SCOPES, fine_tuned, size_of
+from recfit.training import squared_gradients
 from recfit.types import Unsupported
 
-# What takes the place of a weight (its gradient is None where it takes no part), so that the sum of squares that every
+# What takes the place of a weight (its squared gradient is None where it takes no part), so that the sum of squares that every
 # family's importance is made of becomes the sum that is wanted.
 WEIGHED: Mapping[str, Callable[[Tensor, Tensor | None], Tensor]] = {
-    "l2": lambda weight, gradient: weight,
-    "l1": lambda weight, gradient: weight.abs().sqrt(),
-    "taylor": lambda weight, gradient: (
-        torch.zeros_like(weight) if gradient is None else (weight * gradient).abs().sqrt()
-    ),
-    "random": lambda weight, gradient: torch.rand(weight.shape),
+    "l2": lambda weight, squared: weight,
+    "l1": lambda weight, squared: weight.abs().sqrt(),
+    "taylor": lambda weight, squared: torch.zeros_like(weight) if squared is None else weight * squared.sqrt(),
+    "random": lambda weight, squared: torch.rand(weight.shape),
 }
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "light": {"keep": 0.6, **LIGHT},
@@ -39,10 +37,10 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 class Technique:
     """Keep the share `keep` of the most important units of `axis`, then fine-tune on `data_fraction` of the users.
 
-    A unit counts `by` the sum over its weights w of w^2 (`l2`), |w| (`l1`), |w * gradient of the loss| (`taylor`), or by
-    chance (`random`, the control that any other has to beat). It competes with the units of its own layer (`scope`
-    `layer`) or of all (`global`), which leaves layers of different widths. In several `rounds` each cuts a part, the first
-    the largest (as Zhu and Gupta's cubic schedule), and has its share of the epochs.
+    A unit counts `by` the sum over its weights w of w^2 (`l2`), |w| (`l1`), (w * gradient of the loss)^2 over some batches
+    (`taylor`), or by chance (`random`, the control that any other has to beat). It competes with the units of its own layer
+    (`scope` `layer`) or of all (`global`), which leaves layers of different widths. In several `rounds` each cuts a part,
+    the first the largest (as Zhu and Gupta's cubic schedule), and has its share of the epochs.
     """
 
     family: ClassVar[str] = "prune"
@@ -99,13 +97,12 @@ class Technique:
 
 def _weighed(model: Model, by: str, context: Context) -> Model:
     """A copy of `model` whose weights were replaced by what `WEIGHED[by]` makes of them."""
-    copy = rebuilt(model, model.config)
-    as_module(copy).load_state_dict(as_module(model).state_dict())
+    copy = copied(model)
     found: Mapping[str, Tensor] = {}
     if by == "taylor":
         if isinstance(copy, Solved):
             raise Unsupported(f"{model.kind} is solved in closed form and has no loss to expand; use by='l2'")
-        found = gradients(copy, context.split, context.fit, CALIBRATION)
+        found = squared_gradients(copy, context.split, context.fit, BATCHES)
     with torch.no_grad():
         for name, values in as_module(copy).state_dict().items():
             if values.is_floating_point():

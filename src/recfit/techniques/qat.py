@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from recfit import graphs
 from recfit.graphs import int8
-from recfit.models import Model, Solved, as_module, rebuilt
+from recfit.models import Model, Solved, as_module, copied
 from recfit.options import check_ranges
 from recfit.pipeline import Pipeline
 from recfit.techniques import Context, quantize
@@ -57,8 +57,7 @@ class Technique:
         original = pipeline.main.model
         if isinstance(original, Solved) or not quantize.linears(original):
             raise Unsupported(f"{original.kind} has no linear layers that learn from their rounding; use quantize")
-        model = rebuilt(original, original.config)
-        as_module(model).load_state_dict(as_module(original).state_dict())
+        model = copied(original)
         with rounding(model, graphs.config_of("int8", self.graph_options)):
             trained = fine_tuned(pipeline, model, context, self)
         as_module(model).eval()

@@ -36,7 +36,7 @@ class Technique:
     first look; `features` that matter most), then fine-tune. With `energy` > 0 as many principal components stay as hold that
     share of it, whatever `size` says.
 
-    A feature counts `by` the norm of its vectors (`weights`), the rise of the loss when its codes are shuffled
+    A feature counts `by` the norm of its vectors (`weights`), the rise of held-out loss when its codes are shuffled
     (`permutation`), what it tells of the events (`mutual_information`), or a factor trained with a penalty (`gates`).
     """
 

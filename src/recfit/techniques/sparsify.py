@@ -1,5 +1,6 @@
 """Unstructured pruning: the least important single weights become zero, and a fine-tuning of the others repairs what it can
-(Han et al., arXiv 1506.02626). A bundle stores a zero in one bit; no runtime here computes any faster for it."""
+(Han et al., arXiv 1506.02626; by the loss: Molchanov et al., arXiv 1906.10771). A bundle stores a zero in one bit; no
+runtime here computes any faster for it."""
 
 from __future__ import annotations
 
@@ -10,13 +11,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from recfit.models import Model, Solved, as_module, rebuilt
+from recfit.models import Model, Solved, as_module, copied
 from recfit.options import check_choice, check_ranges
 from recfit.pipeline import Pipeline
 from recfit.techniques import Context
 from recfit.techniques._masks import Masks, matrices
-from recfit.techniques._shrink import CALIBRATION, LIGHT, SCOPES, fine_tuned
-from recfit.training import gradients
+from recfit.techniques._shrink import BATCHES, LIGHT, SCOPES, fine_tuned
+from recfit.training import squared_gradients
 from recfit.types import Unsupported
 
 RAMP = 0.5  # of the fine-tuning, until the cubic schedule has reached its sparsity
@@ -29,9 +30,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 class Technique:
     """Set the share `sparsity` of the deciding model's matrices to zero, then fine-tune on `data_fraction` of the users.
 
-    A weight w counts `by` |w| (`l1`), |w * gradient of the loss| (`taylor`) or chance (`random`), against those of its
-    own matrix (`scope` `layer`) or of all (`global`); all at once (`one_shot`) or over the first half of the fine-tuning
-    (`cubic`).
+    A weight w counts `by` |w| (`l1`), (w * gradient of the loss)^2 over some batches (`taylor`) or chance (`random`),
+    against those of its own matrix (`scope` `layer`) or of all (`global`); all at once (`one_shot`) or over the first half
+    of the fine-tuning (`cubic`).
     """
 
     family: ClassVar[str] = "prune"
@@ -53,8 +54,7 @@ class Technique:
         check_ranges("technique.sparsify", self, sparsity=(1e-3, 0.999), epochs=(0, 1e6), data_fraction=(1e-6, 1))
 
     def apply(self, pipeline: Pipeline, context: Context) -> Pipeline:
-        model = rebuilt(pipeline.main.model, pipeline.main.model.config)
-        as_module(model).load_state_dict(as_module(pipeline.main.model).state_dict())
+        model = copied(pipeline.main.model)
         if isinstance(model, Solved):
             raise Unsupported(
                 f"{model.kind} is solved in closed form and its matrices belong together; use its own settings"
@@ -76,8 +76,8 @@ class Technique:
             draws = {name: torch.rand(weight.shape) for name, weight in matrices(model).items()}
             return lambda name, weight: draws[name]
         if self.by == "taylor" and not context.structure_only:
-            found = gradients(model, context.split, context.fit, CALIBRATION)
-            return lambda name, weight: (weight * found[name]).abs() if name in found else torch.zeros_like(weight)
+            found = squared_gradients(model, context.split, context.fit, BATCHES)
+            return lambda name, weight: weight.square() * found[name] if name in found else torch.zeros_like(weight)
         return lambda name, weight: weight.abs()
 
     @classmethod

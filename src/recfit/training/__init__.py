@@ -23,7 +23,7 @@ from recfit import models
 from recfit.models import Causal, Model, Ranker, Solved, as_module
 from recfit.training import checkpoint as checkpoints
 from recfit.training.bars import bar
-from recfit.training.batches import Batch, Draw, Sequences, crops, examples, inputs_for
+from recfit.training.batches import Batch, Draw, Sequences, crops, examples, inputs_for, requests
 from recfit.training.checkpoint import Progress
 from recfit.training.evaluation import Evaluation, evaluate
 from recfit.training.negatives import Unseen
@@ -32,7 +32,19 @@ from recfit.training.steps import Step, check_trainable, hinted, longest_window
 from recfit.training.teaching import teaching_of
 from recfit.types import DataError, IntArray, Queries, Split
 
-__all__ = ["Distill", "Epoch", "Fit", "Hold", "Trained", "batch_losses", "evaluate", "gradients", "inputs_for", "train"]
+__all__ = [
+    "Distill",
+    "Epoch",
+    "Fit",
+    "Hold",
+    "Trained",
+    "batch_losses",
+    "evaluate",
+    "held_out_loss",
+    "inputs_for",
+    "squared_gradients",
+    "train",
+]
 
 VALIDATION_QUERIES = 2000
 MAX_NORM = 5.0
@@ -79,12 +91,33 @@ def batch_losses(model: Model, split: Split, settings: Fit, batches: int) -> Ite
             yield loop.step(batch)
 
 
-def gradients(model: Model, split: Split, settings: Fit, batches: int) -> dict[str, Tensor]:
-    """Gradients of the training loss by weight name, summed over the first `batches` batches, no dropout."""
+@torch.no_grad()
+def held_out_loss(model: Model, split: Split, settings: Fit) -> float:
+    """The mean loss of (the targets of 2,000 random queries of) `split.validation`, no dropout; negatives are drawn alike for
+    every model."""
+    with _quiet(settings):
+        loop = _Loop(model, split, settings, None, None, None, progress=False)
+        loop.module.eval()
+        torch.manual_seed(settings.seed)
+        queries = _sampled(split.validation, VALIDATION_QUERIES)
+        batches = requests(queries, max(1, loop.length), settings.batch_size)
+        losses = [(float(loop.step.of_targets(batch)) * len(batch), len(batch)) for batch in batches]
+    total, count = map(sum, zip(*losses, strict=True)) if losses else (0.0, 1)
+    return total / count
+
+
+def squared_gradients(model: Model, split: Split, settings: Fit, batches: int) -> dict[str, Tensor]:
+    """Squares of the gradients of the training loss by weight name, summed over the first `batches` batches, no dropout.
+
+    Of every batch on its own: where the model has converged, the gradients of many batches add up to nearly nothing.
+    """
+    module, found = as_module(model), dict[str, Tensor]()
     for loss in batch_losses(model, split, settings, batches):
+        module.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-    module = as_module(model)
-    found = {name: weight.grad for name, weight in module.named_parameters() if weight.grad is not None}
+        for name, weight in module.named_parameters():
+            if weight.grad is not None:
+                found.setdefault(name, torch.zeros_like(weight.grad)).addcmul_(weight.grad, weight.grad)
     module.zero_grad(set_to_none=True)
     return found
 

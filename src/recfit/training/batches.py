@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from recfit.models import Catalogue, Model
-from recfit.types import Interactions
+from recfit.types import Interactions, Queries
 
 BUCKET = 16  # batches whose windows are sorted by length together, so that a batch has little padding
 
@@ -144,6 +144,16 @@ def examples(sequences: Sequences, users: Tensor, draw: Draw) -> Iterator[Batch]
         owner, ends = owner[within > 0], ends[within > 0]
     for part in _chunks(draw.some(len(owner)), draw.size):
         yield Batch(owner[part] + 1, sequences.windows(owner[part], ends[part], draw.length + 1), ends[part])
+
+
+def requests(queries: Queries, length: int, size: int) -> Iterator[Batch]:
+    """Every target of `queries` once, with up to `length` >= 1 events before it. They are no training events: `end` is 0."""
+    targets = torch.from_numpy(queries.targets.values).long()[:, None] + 1
+    lines = torch.arange(len(queries)).repeat_interleave(torch.from_numpy(queries.targets.sizes))
+    windows = torch.cat((torch.from_numpy(queries.history.padded(length))[lines], targets), 1)
+    users = torch.from_numpy(queries.user).long()[lines] + 1
+    for part in _chunks(torch.arange(len(lines)), size):
+        yield Batch(users[part], windows[part], torch.zeros_like(part))
 
 
 def _chunks(rows: Tensor, size: int) -> list[Tensor]:

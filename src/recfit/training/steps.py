@@ -35,9 +35,17 @@ class Step:
     unseen: Unseen | None = None
 
     def __call__(self, batch: Batch) -> Tensor:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+        with self._precision():
             widths = getattr(self.model.config, "widths", ())
             return self._nested(batch, widths) if widths else self._loss(batch)
+
+    def of_targets(self, batch: Batch) -> Tensor:
+        """The loss of the targets alone, also of a model that answers every prefix."""
+        with self._precision():
+            return self._candidates(batch) if isinstance(self.model, Ranker) else self._newest(batch)
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
     def _loss(self, batch: Batch) -> Tensor:
         if isinstance(self.model, Ranker):
