@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -12,11 +13,11 @@ from pathlib import Path
 from fake_engine import FakeEngine
 
 from recfit.config import Serve
-from recfit.serve import workers
+from recfit.serve import watch, workers
 from recfit.serve.fleet import Paths
 from recfit.serve.run import as_before, bind, serve
 from recfit.serve.workers import Told
-from recfit.types import BundleError
+from recfit.types import BundleError, Request
 
 
 def work(
@@ -29,7 +30,13 @@ def work(
     if events == "damaged":
         raise BundleError("the bundle is damaged")
     _, settings = as_before(Path("fake"), Serve(events=events, drain_s=0.2), before)
-    serve([FakeEngine()], listeners, settings, tell, swapped)
+    serve([FakeEngine(during)], listeners, settings, tell, swapped)
+
+
+def during(request: Request) -> None:
+    if request.user_id == "hang":
+        watch.EVERY_S = 0.02
+        time.sleep(60)
 
 
 def tell(told: Sequence[Told]) -> None:

@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from unittest.mock import Mock
 
 import pytest
 from fake_engine import ITEMS, FakeEngine
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from recfit.serve import caller, ladder
 from recfit.serve.batcher import Answer, Batcher, LateError, OverloadError
-from recfit.types import Recommendation, Request
+from recfit.types import Recommendation, Request, RequestContext
 
 
 class Counting(FakeEngine):
@@ -45,7 +46,7 @@ def ask(engine: FakeEngine, asked: Sequence[tuple[Request, int]], threads: int =
         found = await asyncio.gather(*(batcher.ask(*one) for one in asked), return_exceptions=True)
         return [one.found if isinstance(one, Answer) else one for one in found]  # type: ignore[misc]
 
-    return asyncio.run(run())
+    return asyncio.run(asyncio.wait_for(run(), 60))
 
 
 REQUESTS = st.builds(
@@ -86,6 +87,58 @@ def test_a_poisoned_request_fails_alone(threads: int) -> None:
     assert [isinstance(one, Recommendation) for one in found] == [True, False, True, True]
 
 
+class Miscounting(FakeEngine):
+    """Gives one answer too few."""
+
+    def recommend(self, requests: Sequence[Request], k: int = 10, **_: object) -> list[Recommendation]:
+        return super().recommend(requests, k)[1:]
+
+
+class Stopping(FakeEngine):
+    def recommend(self, requests: Sequence[Request], k: int = 10, **_: object) -> list[Recommendation]:
+        return [next(iter(())) for _ in requests]
+
+
+class Unreadable(FakeEngine):
+    def refusal(self, context: RequestContext | None) -> str:
+        raise KeyError(*(context or ()))
+
+
+@pytest.mark.parametrize("threads", [0, 1])
+@pytest.mark.parametrize(
+    ("engine", "words"),
+    [
+        (Miscounting(), "RuntimeError('the engine gave 0 answers to 1 requests')"),
+        (Stopping(), "RuntimeError('the engine raised StopIteration()')"),
+        (Unreadable(), "KeyError('hour')"),
+    ],
+)
+def test_nobody_waits_for_ever_for_an_engine_that_breaks_its_word(engine: FakeEngine, words: str, threads: int) -> None:
+    asked = [(Request("u1", context={"hour": "1"}), 3)] * 3
+    assert [repr(one) for one in ask(engine, asked, threads)] == [words] * 3
+
+
+@pytest.mark.parametrize("threads", [0, 1])
+def test_a_batch_that_fails_outside_the_engine_is_told_so_and_the_next_is_answered(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, threads: int
+) -> None:
+    """Such as a thread that the system does not give."""
+
+    async def run() -> tuple[list[object], Answer]:
+        batcher = Batcher([Rung(FakeEngine())], threads)
+        with monkeypatch.context() as patch:
+            loop = asyncio.get_running_loop()
+            broken = (loop, "run_in_executor") if threads else (batcher.ladder, "took")
+            patch.setattr(*broken, Mock(side_effect=RuntimeError("can't start new thread")))
+            failed = await asyncio.gather(*(batcher.ask(Request("u1"), 3) for _ in range(2)), return_exceptions=True)
+        return failed, await batcher.ask(Request("u1"), 3)
+
+    failed, answered = asyncio.run(asyncio.wait_for(run(), 5))
+    assert [repr(one) for one in failed] == ["""RuntimeError("can't start new thread")"""] * 2
+    assert answered.found.items
+    assert "a batch failed outside the engine" in caplog.text
+
+
 def test_requests_that_were_cancelled_are_not_run() -> None:
     release, started = threading.Event(), threading.Event()
 
@@ -110,13 +163,14 @@ def test_requests_that_were_cancelled_are_not_run() -> None:
         last = asyncio.create_task(batcher.ask(Request("u1"), 3))
         await asyncio.sleep(0)
         assert batcher.oldest_s() > 0
+        assert batcher.running_s() > batcher.oldest_s()  # that of what nobody waits in line behind is told too
         for task in storm:
             task.cancel()
         await asyncio.sleep(0)
         release.set()
         assert (await slow).found.items
         assert (await last).found.items
-        assert batcher.oldest_s() == 0
+        assert (batcher.oldest_s(), batcher.running_s()) == (0, 0)
 
     asyncio.run(run())
     assert seen == ["slow", "u1"]
@@ -210,11 +264,28 @@ def test_a_check_is_let_in_and_comes_first() -> None:
         engine = FakeEngine(lambda request: order.append(request.user_id))
         batcher = Batcher([Rung(engine, cost_s=0.5)], shed_s=1.0)
         asked = [batcher.ask(Request(f"{n}"), 3) for n in range(4)]
-        found = await asyncio.gather(*asked, batcher.check(Request("canary"), 3), return_exceptions=True)
+        found = await asyncio.gather(*asked, batcher.check(Request("canary"), 3, 0), return_exceptions=True)
         return sum(isinstance(one, OverloadError) for one in found)
 
     assert asyncio.run(run()) == 1
     assert order == ["canary", "0", "1", "2"]
+
+
+def test_a_check_is_of_its_own_rung_while_the_cheapest_answers() -> None:
+    order: list[tuple[int, str | None]] = []
+
+    def during(rung: int) -> FakeEngine:
+        return FakeEngine(lambda request: order.append((rung, request.user_id)))
+
+    async def run() -> list[Answer]:
+        batcher = Batcher([Rung(during(0), cost_s=1e-2), Rung(during(1), cost_s=1e-5)])
+        asked = [batcher.ask(Request("u1"), 3) for _ in range(20)]
+        return await asyncio.gather(*asked, *(batcher.check(Request("canary"), 3, rung) for rung in (0, 1)))
+
+    found = asyncio.run(run())
+    assert {answer.rung for answer in found[:20]} == {1}
+    assert [answer.rung for answer in found[20:]] == [0, 1]
+    assert sorted(one for one in order if one[1] == "canary") == [(0, "canary"), (1, "canary")]
 
 
 @pytest.mark.parametrize("threads", [0, 1])

@@ -36,8 +36,8 @@ class Named(FakeEngine):
         self.manifest: Mapping[str, Any] = {**self.manifest, "bundle_id": f"id of {name}"}
 
 
-def fleet_of(red: FakeEngine) -> Fleet:
-    return Fleet([Named("first")], paths={"red": [Path("red")]}, open_engine=lambda path: red)
+def fleet_of(red: FakeEngine, preload: Sequence[str] = ("red",)) -> Fleet:
+    return Fleet([Named("first")], paths={"red": [Path("red")]}, preload=preload, open_engine=lambda path: red)
 
 
 def experiments_of(path: Path) -> Experiments:
@@ -195,10 +195,18 @@ def test_users_whose_arm_cannot_be_loaded_are_answered_and_not_part_of_it(
     experiments, exposures = experiments_of(tmp_path / "plan.toml"), Exposures(tmp_path / "log.db")
     fleet = Fleet([Named("first")], paths={"red": [Path("red")]}, open_engine=refuse)
     app = make_app(fleet, experiments=experiments, exposures=exposures)
-    for user in (f"u{n}" for n in range(20)):
-        answer = call(app, "POST", PATH, json={"user_id": user})
-        assert (answer.status_code, answer.json()["bundle"]) == (200, "id of first")
-        assert answer.json().get("variant") == ("default" if experiments.arm("default", user)[0] == "default" else None)
+
+    async def run() -> None:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://recfit") as client:
+            for user in (f"u{n}" for n in range(20)):
+                answer = await client.post(PATH, json={"user_id": user})
+                assert (answer.status_code, answer.json()["bundle"]) == (200, "id of first")
+                arm = experiments.arm("default", user)[0]
+                assert answer.json().get("variant") == ("default" if arm == "default" else None)
+            while "cannot be loaded" not in caplog.text:
+                await asyncio.sleep(0.01)
+
+    asyncio.run(run())
     exposures.close()
     with sqlite3.connect(tmp_path / "log.db") as file:
         assert file.execute("SELECT DISTINCT arm, bundle FROM exposures").fetchall() == [("default", "id of first")]
@@ -206,6 +214,35 @@ def test_users_whose_arm_cannot_be_loaded_are_answered_and_not_part_of_it(
     assert caplog.text.count("model red cannot be loaded: rows.bin was changed") == 1
     asked = call(app, "POST", PATH, json={"user_id": "u1", "variant": "red"})
     assert (asked.status_code, asked.json()["error"]["field"]) == (503, "variant")
+
+
+def test_nobody_waits_for_an_arm_to_be_loaded(tmp_path: Path) -> None:
+    """An arm that memory_mb unloaded, or that is new: its users asked for another model."""
+    loaded = threading.Event()
+
+    def load(path: Path) -> FakeEngine:
+        loaded.wait(10)
+        return Named("red")
+
+    (tmp_path / "plan.toml").write_text(PLAN.replace("default = 1", "default = 0.001"))
+    fleet = Fleet([Named("first")], paths={"red": [Path("red")]}, open_engine=load, shed_s=30)
+    app = make_app(fleet, experiments=experiments_of(tmp_path / "plan.toml"))
+
+    async def run() -> None:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://recfit") as client:
+            for _ in range(3):
+                answer = (await client.post(PATH, json={"user_id": "u1"})).json()
+                assert (answer["bundle"], answer.get("variant")) == ("id of first", None)
+            loaded.set()
+            while "red" not in fleet.loaded:
+                await asyncio.sleep(0.01)
+            answer = (await client.post(PATH, json={"user_id": "u1"})).json()
+            assert (answer["bundle"], answer["variant"]) == ("id of red", "red")
+
+    try:
+        asyncio.run(asyncio.wait_for(run(), 9))
+    finally:
+        loaded.set()
 
 
 def test_an_unknown_variant_is_named_by_its_field(call) -> None:
@@ -241,7 +278,7 @@ def test_shadows_see_requests_and_nobody_waits_for_them(call, tmp_path: Path, mo
     monkeypatch.setattr(shadows, "MOST", 8)
     (tmp_path / "plan.toml").write_text(SHADOW)
     red = Watched(0.3)
-    app = make_app(fleet_of(red), experiments=experiments_of(tmp_path / "plan.toml"))
+    app = make_app(fleet_of(red, preload=()), experiments=experiments_of(tmp_path / "plan.toml"))
 
     async def run() -> list[float]:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://recfit") as client:
@@ -316,6 +353,24 @@ def test_a_shadow_does_not_keep_a_bundle_that_left() -> None:
         fleet.unload("red")
         gc.collect()
         assert red() is None
+
+    asyncio.run(run())
+
+
+def test_a_shadow_that_is_being_loaded_is_left_out_and_has_not_failed() -> None:
+    loaded = threading.Event()
+
+    def load(path: Path) -> FakeEngine:
+        loaded.wait(10)
+        return Named("red")
+
+    async def run() -> None:
+        fleet = Fleet([Named("first")], paths={"red": [Path("red")]}, open_engine=load, shed_s=0.01)
+        shadowed = shadows.Shadows(fleet)
+        shadowed.send("red", Request("u1"), 3)
+        await over(shadowed)
+        assert shadowed.outcomes == {("red", "left out"): 1}
+        loaded.set()
 
     asyncio.run(run())
 

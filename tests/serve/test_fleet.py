@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,9 +14,12 @@ import httpx
 import pytest
 from fake_engine import ITEMS, FakeEngine
 
+import toys
+from recfit.pipeline import CachePlan
 from recfit.serve import fleet as module
+from recfit.serve import lately
 from recfit.serve.app import make_app
-from recfit.serve.fleet import DEFAULT, Fleet, Paths
+from recfit.serve.fleet import DEFAULT, Fleet, Paths, Served, opened
 from recfit.serve.schema import HttpError
 from recfit.types import BundleError, Recommendation, Request
 
@@ -225,6 +229,124 @@ def test_a_hundred_swaps_under_load_fail_no_request_and_mix_no_answer(opening: O
     assert len(answers) > 50
     assert all(answer["bundle"] == f"id of {answer['items'][0]['item_id']}" for answer in answers)
     assert len({answer["bundle"] for answer in answers}) > 3
+
+
+class Recording(Named):
+    """Remembers what it was asked, beside its first canaries; fails for the user `poison` where it `fails`."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.seen: list[list[str | None]] = []
+        self.fails = False
+
+    def recommend(self, requests: Sequence[Request], k: int = 10, **_: object) -> list[Recommendation]:
+        users = [request.user_id for request in requests]
+        self.seen += [users] if any(users) else []
+        if self.fails and "poison" in users:
+            raise ZeroDivisionError
+        return super().recommend(requests, k)
+
+
+def test_a_new_bundle_has_seen_what_was_asked_before_it_answers() -> None:
+    """So has one that comes back: by a rollback, or after it was unloaded."""
+    engines: list[Recording] = []
+
+    def open_engine(path: Path) -> FakeEngine:
+        engines.append(Recording(path.name))
+        engines[-1].fails = True
+        return engines[-1]
+
+    async def ask(fleet: Fleet, users: Sequence[str]) -> None:
+        model = await fleet.get("red")
+        for user in users:
+            await model.batcher.ask(Request(user), 3)
+        await model.ready.refusal()  # a canary is nobody's request
+
+    async def run() -> None:
+        fleet = Fleet([Named("first")], paths={"red": [Path("red")]}, open_engine=open_engine)
+        await fleet.get("red")
+        engines[0].fails = False
+        await ask(fleet, ["poison", "a", "b", "a"])
+        await fleet.swap("red", [Path("second")])
+        alone, together = [["a"], ["b"], ["poison"]], [["a", "b", "poison"], ["a"], ["b"], ["poison"]]
+        assert engines[1].seen == alone + together  # who fails together is asked alone, as always
+        await ask(fleet, ["c"])
+        engines[0].seen.clear()
+        await fleet.rollback("red")
+        assert engines[0].seen == [["c"], *alone, ["c", "a", "b", "poison"]]
+        fleet.unload("red")
+        await fleet.get("red")
+        assert engines[2].seen[:4] == [["c"], *alone]
+
+    asyncio.run(run())
+
+
+def test_a_swap_waits_no_longer_than_it_should_for_what_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lately, "MOST_S", -1.0)
+    second = Recording("second")
+
+    async def run() -> None:
+        fleet = Fleet([Named("first")], open_engine=lambda path: second)
+        await fleet.loaded[DEFAULT].batcher.ask(Request("a"), 3)
+        assert (await fleet.swap(DEFAULT, [Path("second")])).best.engine is second
+
+    asyncio.run(run())
+    assert second.seen == []
+
+
+def test_of_what_was_asked_lately_no_two_are_of_a_shape() -> None:
+    seen = lately.Lately()
+    for user in ("a", "b", "a"):
+        seen.add(Request(user), 10)
+    for history in (ITEMS[:3], ITEMS[3:6], ITEMS[:4]):
+        seen.add(Request(history=history), 10)
+    seen.add(Request("b", recent=ITEMS[:1]), 10)
+    seen.add(Request("b"), 5)
+    assert seen.all() == [
+        (Request("b"), 10),
+        (Request("a"), 10),
+        (Request(history=ITEMS[3:6]), 10),
+        (Request(history=ITEMS[:4]), 10),
+        (Request("b", recent=ITEMS[:1]), 10),
+        (Request("b"), 5),
+    ]
+    for number in range(200):
+        seen.add(Request(f"{number}"), 10)
+    assert [request.user_id for request, _ in seen.all()] == [f"{n}" for n in range(200 - lately.MOST, 200)]
+
+
+def test_the_canary_asks_the_model_where_a_list_would_answer(exported) -> None:
+    cache = CachePlan(share=1.0, length=12, key="state")
+    served = Served(opened(exported(replace(toys.original("sasrec"), cache=cache))))
+    sources = [
+        served.engine.recommend([asked])[0].source for asked in (Request(history=served.canary.history), served.canary)
+    ]
+    assert sources == ["cache", "model"]
+
+
+def test_who_asks_for_what_is_being_loaded_waits_no_longer_than_they_would_in_line(opening: Opening) -> None:
+    """Nor than their deadline; and the loading goes on without them."""
+    app = make_app(fleet_of(opening, shed_s=0.3))
+    opening.wait.clear()
+
+    async def run() -> None:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://recfit") as client:
+            late = await client.post(PATH, json={"user_id": "u1", "model": "red", "deadline_ms": 20})
+            assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
+            crowd = await asyncio.gather(*(client.post(PATH, json={"user_id": "u1", "model": "red"}) for _ in range(9)))
+            crowd += [await client.get("/readyz?model=red")]  # at once: nobody waits for 0.3 s more
+            for answer in crowd:
+                assert (answer.status_code, answer.json()["error"]["code"]) == (503, "model_loading")
+                assert answer.json()["error"]["message"] == "model 'red' is being loaded; come back in a second"
+                assert answer.headers["retry-after"] == "1"
+            opening.wait.set()
+            while not opening.paths:
+                await asyncio.sleep(0.01)
+            answer = await client.post(PATH, json={"user_id": "u1", "model": "red", "deadline_ms": 9000})
+            assert answer.json()["bundle"] == "id of red"
+
+    asyncio.run(run())
+    assert opening.paths == ["red"]
 
 
 def test_what_was_used_least_recently_leaves_when_memory_is_short(opening: Opening) -> None:

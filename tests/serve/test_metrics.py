@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from test_ops_routes import samples
 from recfit.serve import status as module
 from recfit.serve.app import make_app
 from recfit.serve.exposures import Exposures
-from recfit.serve.fleet import Fleet
+from recfit.serve.fleet import DEFAULT, Fleet
 from recfit.serve.guard import Key
 from recfit.serve.results import Known, Results
 from recfit.serve.status import Recent
+from recfit.types import Request
 
 PATH = "/v1/recommend"
 TENSOR = {"name": "user_id", "shape": [1], "datatype": "BYTES", "data": ["u1"]}
@@ -36,6 +38,32 @@ def labels(found: dict[Any, float], name: str, *kinds: str) -> dict[tuple[str, .
 
 def shown(call, app: Any, **options: Any) -> dict[Any, float]:
     return samples(call(app, "GET", "/metrics", **options).text)
+
+
+def test_what_hangs_in_one_of_several_threads_is_seen_while_nobody_waits(call) -> None:
+    """Of the bundle that answers, and of the one before."""
+    seen: list[float] = []
+
+    def during(request: Request) -> None:
+        if request.user_id == "u1":
+            time.sleep(0.02)
+            found = shown(call, app)
+            assert found["recfit_oldest_queued_seconds", ()] == 0
+            seen.append(found["recfit_oldest_running_seconds", ()])
+
+    fleet = Fleet([FakeEngine(during)], threads=2, open_engine=lambda path: FakeEngine())
+    app = make_app(fleet)
+
+    async def run() -> None:
+        model = fleet.loaded[DEFAULT]
+        await model.batcher.ask(Request("u1"), 3)
+        asked = asyncio.create_task(model.batcher.ask(Request("u1"), 3))
+        await fleet.swap(DEFAULT, [Path("new")])
+        await asked
+
+    asyncio.run(run())
+    assert [value >= 0.02 for value in seen] == [True, True]
+    assert shown(call, app)["recfit_oldest_running_seconds", ()] == 0
 
 
 def test_every_route_that_answers_is_counted_and_no_other(call) -> None:

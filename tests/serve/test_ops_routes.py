@@ -12,10 +12,10 @@ import pytest
 from fake_engine import FakeEngine, app_of
 from prometheus_client.parser import text_string_to_metric_families
 
-from recfit.serve import app as app_module
+from recfit.serve import caller, ready
 from recfit.serve.app import make_app
 from recfit.serve.exposures import Exposures
-from recfit.serve.fleet import Fleet
+from recfit.serve.fleet import DEFAULT, Fleet
 from recfit.serve.metrics import BUCKETS
 from recfit.types import Recommendation, Request
 
@@ -38,7 +38,10 @@ def test_readyz_asks_the_engine_what_needs_the_model(call, threads: int) -> None
 
 
 @pytest.mark.parametrize("threads", [0, 1])
-def test_readyz_is_503_while_the_engine_fails_and_200_once_it_recovers(call, caplog, threads: int) -> None:
+def test_readyz_is_503_while_the_engine_fails_and_200_once_it_recovers(
+    call, caplog, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    monkeypatch.setattr(ready, "KEPT_S", 0.0)
     broken = threading.Event()
 
     def during(request: Request) -> None:
@@ -55,8 +58,42 @@ def test_readyz_is_503_while_the_engine_fails_and_200_once_it_recovers(call, cap
     assert call(app, "GET", "/readyz").status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/readyz", "/v2/health/ready"])
+def test_a_flood_of_probes_costs_one_canary(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    asked: list[Request] = []
+    app = app_of(FakeEngine(asked.append))
+    asked.clear()
+
+    async def run() -> list[int]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://recfit") as client:
+            seen = []
+            for _ in range(3):
+                found = await asyncio.gather(*(client.get(path) for _ in range(50)))
+                assert {answer.status_code for answer in found} == {200}
+                seen.append(len(asked))
+                if len(seen) == 2:
+                    await asyncio.sleep(0.2)
+            return seen
+
+    monkeypatch.setattr(ready, "KEPT_S", 0.2)
+    assert asyncio.run(run()) == [1, 1, 2]
+
+
+def test_a_probe_that_leaves_takes_the_answer_from_nobody() -> None:
+    async def run() -> str:
+        readiness = Fleet([FakeEngine()]).loaded[DEFAULT].ready
+        caller.left.set(lambda: True)
+        first = asyncio.create_task(readiness.refusal())
+        second = asyncio.create_task(readiness.refusal())
+        await asyncio.sleep(0)
+        first.cancel()
+        return await second
+
+    assert asyncio.run(run()) == ""
+
+
 def test_readyz_is_503_when_the_engine_hangs(call, monkeypatch, caplog) -> None:
-    monkeypatch.setattr(app_module, "READY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(ready, "TIMEOUT_S", 0.05)
     hanging, release = threading.Event(), threading.Event()
 
     def during(request: Request) -> None:

@@ -112,6 +112,20 @@ def test_a_worker_that_is_killed_is_replaced_and_the_other_answers_meanwhile(sta
     assert "ended with -9; another one starts" in err
 
 
+def test_a_worker_that_hangs_ends_and_is_replaced(started: Started) -> None:
+    first = started.workers()
+    with pytest.raises(httpx.RemoteProtocolError):  # its connection ends with it
+        httpx.post(started.admins[0] + PATH, json={"user_id": "hang"}, timeout=15)
+    until(lambda: len(started.workers()) == 2 and all_ready(started), PAUSE_S + 15)
+    assert len({worker.pid for worker in started.workers()} & {worker.pid for worker in first}) == 1
+    started.process.send_signal(signal.SIGTERM)
+    code, _, err = started.ended()
+    assert code == 0
+    assert "in during" in err  # where it was
+    assert f"worker {first[0].pid} hangs" in err or f"worker {first[1].pid} hangs" in err
+    assert "ended with 1; another one starts" in err
+
+
 def test_what_was_swapped_outlives_the_worker(started: Started, bundle: Path) -> None:
     swapped = started.admins[0] + "/admin/models/green"
     assert httpx.put(swapped, json={"bundles": [str(bundle)]}, timeout=30).status_code == 200

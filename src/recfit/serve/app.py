@@ -11,7 +11,6 @@ use as many threads as there are cores: calls then overlap, and `/healthz` does 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from threading import Event
@@ -40,9 +39,6 @@ from recfit.serve.schema import Health, HttpError, ModelsResponse, ModelState, d
 from recfit.serve.service import Service
 from recfit.serve.status import PAGES, POLICY, StatusResponse, page, status
 
-log = logging.getLogger("recfit.serve")
-
-READY_TIMEOUT_S = 1.0
 Endpoint = Callable[[HttpRequest], Awaitable[Response]]
 
 
@@ -210,22 +206,11 @@ def readyz(fleet: Fleet, draining: Event) -> Endpoint:
 
 
 async def check(model: Model, draining: Event) -> None:
-    """A recommendation by every bundle, by the way that every request takes, but never sent away: a server that is busy is
-    ready. Raises `HttpError`."""
+    """Raises `HttpError` where not every bundle of `model` answers."""
     if draining.is_set():
         raise HttpError(503, "draining", "the server is about to stop; send requests to another one")
-    try:
-        async with asyncio.timeout(READY_TIMEOUT_S):
-            for rung, served in enumerate(model.rungs):
-                await model.batcher.check(served.canary, 10, least=rung)
-    except TimeoutError:
-        message = f"the canary recommendation took longer than {READY_TIMEOUT_S:g} s"
-        log.warning(message)
-        raise HttpError(503, "not_ready", message) from None
-    except Exception:
-        log.exception("the canary recommendation failed")
-        message = "the canary recommendation failed; the server's log says why"
-        raise HttpError(503, "not_ready", message) from None
+    if why := await model.ready.refusal():
+        raise HttpError(503, "not_ready", why)
 
 
 def fixed(body: bytes) -> Endpoint:

@@ -8,6 +8,7 @@ Other work for an engine (scores, similar items) runs alone, in the order in whi
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections import deque
@@ -20,7 +21,10 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from recfit.runtimes import SessionCache
 from recfit.serve import caller
 from recfit.serve.ladder import WEIGHT, Ladder
+from recfit.serve.lately import Lately
 from recfit.types import FloatArray, Recommendation, Request, RequestContext
+
+log = logging.getLogger("recfit.serve")
 
 T = TypeVar("T")
 Outcome = Recommendation | Exception
@@ -88,7 +92,7 @@ class Answer(NamedTuple):
 
 class Waiting(NamedTuple):
     """A request in line, or a `call` that runs alone, since `arrived` on the monotonic clock. After `deadline`, and once the
-    client has `left`, nobody wants its answer, and no rung better than `least` is to give it."""
+    client has `left`, nobody wants its answer. One that is a check is for `rung`, whatever answers others."""
 
     answer: asyncio.Future[Any]
     arrived: float
@@ -96,7 +100,7 @@ class Waiting(NamedTuple):
     left: Callable[[], bool]
     request: Request
     k: int
-    least: int
+    rung: int | None
     call: Callable[[], Any] | None
 
 
@@ -126,15 +130,23 @@ class Batch(NamedTuple):
 class Batcher:
     """The line in front of the `rungs` of a model, the best first, whose engines run on the event loop (`threads` = 0) or in a
     pool. Who would wait longer than `shed_s` is not let in: by how many wait, and what each of them took lately. So who is let
-    in is answered in about that time, and the line is gone as soon as the crowd is."""
+    in is answered in about that time, and the line is gone as soon as the crowd is. What was answered is among what was asked
+    `lately`."""
 
     def __init__(
-        self, rungs: Sequence[Rung], threads: int = 0, shed_s: float = math.inf, budget_s: float = BUDGET_S
+        self,
+        rungs: Sequence[Rung],
+        threads: int = 0,
+        shed_s: float = math.inf,
+        budget_s: float = BUDGET_S,
+        lately: Lately | None = None,
     ) -> None:
         self._engines, self._shed_s = [rung.engine for rung in rungs], shed_s
         self.ladder = Ladder([rung.cost_s for rung in rungs], [rung.quality for rung in rungs], budget_s)
         self._pool = ThreadPoolExecutor(threads, "recfit-engine") if threads else None
         self._threads = self._free = max(1, threads)
+        self._lately = lately or Lately()
+        self._running: dict[asyncio.Future[Ran], float] = {}  # in the pool, since when
         self._line: deque[Waiting] = deque()
         self._urgent: deque[Waiting] = deque()  # those whom the line would make late
         self._calls: deque[Waiting] = deque()
@@ -142,21 +154,21 @@ class Batcher:
         self._woken = False
         self._spent_s, self._told = 0.0, 0  # by the loop's thread when the last turn ended; its requests
 
-    async def ask(self, request: Request, k: int, deadline: float = math.inf, least: int = 0) -> Answer:
+    async def ask(self, request: Request, k: int, deadline: float = math.inf) -> Answer:
         """The answer of the best rung that has the time, or what its engine raised for this request; `LateError` where it
         can't begin before `deadline` on the monotonic clock, `OverloadError` where the line is too long to join. Cancelled
         where the client left before it began."""
         self._admit()
-        waiting = _joining(deadline, request, k, least)
+        waiting = _joining(deadline, request, k)
         ahead = self._waiting() * self.ladder.cost(self.ladder.rung) if deadline < math.inf else 0.0
         (self._urgent if waiting.arrived + ahead > deadline else self._line).append(waiting)
         self._wake()
         found: Answer = await waiting.answer
         return found
 
-    async def check(self, request: Request, k: int, least: int = 0) -> Answer:
-        """As `ask`, for those who want to know whether it works: first in line, and let in however long it is."""
-        waiting = _joining(math.inf, request, k, least)
+    async def check(self, request: Request, k: int, rung: int) -> Answer:
+        """As `ask`, for those who want to know whether a rung works: first in line, and let in however long it is."""
+        waiting = _joining(math.inf, request, k, rung)
         self._urgent.appendleft(waiting)
         self._wake()
         found: Answer = await waiting.answer
@@ -184,6 +196,10 @@ class Batcher:
         firsts = [line[0].arrived for line in (self._urgent, self._line, self._calls) if line]
         return time.monotonic() - min(firsts) if firsts else 0.0
 
+    def running_s(self) -> float:
+        """For how long what runs in the pool has been running; 0 where nothing does. On the event loop nobody could ask."""
+        return time.monotonic() - min(self._running.values()) if self._running else 0.0
+
     def _wait_s(self) -> float:
         """How long who joins now waits, if the cheapest rung answers."""
         return self._waiting() * self.ladder.cost(-1) + len(self._calls) * self._call_s / self._threads
@@ -208,15 +224,25 @@ class Batcher:
             self.ladder.around(self._told, time.thread_time() - self._spent_s)
             self._told = 0
         while self._free and (batch := self._next()).waiting:
+            try:
+                self._give(batch, loop)
+            except Exception as error:  # nobody must wait for ever, whatever it is
+                log.exception("a batch failed outside the engine")
+                self._tell(batch, [error] * len(batch.waiting), {})
             if self._pool is None:
-                self._tell(batch, *answers(self._engines, batch))
-                self._spent_s = time.thread_time()
                 break  # so that what arrived meanwhile joins the next batch
-            self._free -= 1
-            running = loop.run_in_executor(self._pool, answers, self._engines, batch)
-            running.add_done_callback(partial(self._done, batch))
         if self._free and self._anybody():
             self._wake()
+
+    def _give(self, batch: Batch, loop: asyncio.AbstractEventLoop) -> None:
+        if self._pool is None:
+            self._tell(batch, *answers(self._engines, batch))
+            self._spent_s = time.thread_time()
+            return
+        running = loop.run_in_executor(self._pool, answers, self._engines, batch)
+        self._free -= 1
+        self._running[running] = time.monotonic()
+        running.add_done_callback(partial(self._done, batch))
 
     def _next(self) -> Batch:
         """The call that came first, or those requests who are first in line and the rung for each."""
@@ -239,13 +265,15 @@ class Batcher:
         return None
 
     def _rung(self, waiting: Waiting, rung: int, count: int) -> int:
-        rung = max(rung, waiting.least)
+        if waiting.rung is not None:
+            return waiting.rung
         if waiting.deadline == math.inf:
             return rung
         return self.ladder.fitting(rung, count, waiting.deadline - time.monotonic())
 
     def _done(self, batch: Batch, running: asyncio.Future[Ran]) -> None:
         self._free += 1
+        del self._running[running]
         failed = running.exception()
         self._tell(batch, *(([RuntimeError(str(failed))] * len(batch.waiting), {}) if failed else running.result()))
         if self._anybody():
@@ -260,20 +288,27 @@ class Batcher:
                 self.ladder.took(rung, batch.rungs.count(rung), seconds)
         if self._pool is None:
             self._told = len(outcomes)
+        first = batch.waiting[0]
+        if first.call is None and first.rung is None and not isinstance(outcomes[0], Exception):
+            self._lately.add(first.request, first.k)
         for waiting, rung, outcome in zip(*batch, outcomes, strict=True):
             if waiting.answer.done():  # the client left meanwhile
                 continue
             if isinstance(outcome, Exception):
-                waiting.answer.set_exception(outcome)
+                waiting.answer.set_exception(_failure(outcome))
             else:
                 waiting.answer.set_result(outcome if batch.call is not None else Answer(rung, outcome))
 
 
 def _joining(
-    deadline: float, request: Request = NOBODY, k: int = 0, least: int = 0, call: Callable[[], Any] | None = None
+    deadline: float,
+    request: Request = NOBODY,
+    k: int = 0,
+    rung: int | None = None,
+    call: Callable[[], Any] | None = None,
 ) -> Waiting:
     future = asyncio.get_running_loop().create_future()
-    return Waiting(future, time.monotonic(), deadline, caller.left.get(), request, k, least, call)
+    return Waiting(future, time.monotonic(), deadline, caller.left.get(), request, k, rung, call)
 
 
 def _first(line: deque[Waiting]) -> Waiting | None:
@@ -303,9 +338,9 @@ def answers(engines: Sequence[Recommender], batch: Batch) -> Ran:
     for (rung, k), places in groups.items():
         begin = time.perf_counter()
         engine = engines[rung]
-        outcomes = _outcomes(engine, [read_by(engine, batch.waiting[at].request) for at in places], k)
+        made = outcomes(engine, [batch.waiting[at].request for at in places], k)
         spent_s[rung] = spent_s.get(rung, 0.0) + time.perf_counter() - begin
-        for at, outcome in zip(places, outcomes, strict=True):
+        for at, outcome in zip(places, made, strict=True):
             found[at] = outcome
     return found, spent_s
 
@@ -316,14 +351,26 @@ def read_by(engine: Recommender, request: Request) -> Request:
     return replace(request, context=None) if request.context and engine.refusal(request.context) else request
 
 
-def _outcomes(engine: Recommender, requests: Sequence[Request], k: int) -> list[Outcome]:
-    """A request that makes the engine fail fails alone."""
+def outcomes(engine: Recommender, requests: Sequence[Request], k: int) -> list[Outcome]:
+    """One for each. A request that makes the engine fail fails alone."""
     try:
-        return [*engine.recommend(requests, k)]
+        made = engine.recommend([read_by(engine, request) for request in requests], k)
+        if len(made) != len(requests):
+            raise RuntimeError(f"the engine gave {len(made)} answers to {len(requests)} requests")
+        return [*made]
     except Exception as error:
         if len(requests) == 1:
             return [error]
-        return [_outcomes(engine, [request], k)[0] for request in requests]
+        return [outcomes(engine, [request], k)[0] for request in requests]
+
+
+def _failure(error: Exception) -> Exception:
+    """What a future takes for `error`: `StopIteration` would end who waits for it as if nothing had happened."""
+    if not isinstance(error, StopIteration):
+        return error
+    failure = RuntimeError(f"the engine raised {error!r}")
+    failure.__cause__ = error
+    return failure
 
 
 def _called(call: Callable[[], Any]) -> Ran:

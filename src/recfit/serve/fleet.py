@@ -13,14 +13,21 @@ import logging
 import math
 import time
 import timeit
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from contextvars import Context
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
 from recfit.engine import open_bundle
-from recfit.serve.batcher import BUDGET_S, Batcher, Recommender
+from recfit.serve.batcher import BUDGET_S, Batcher, LateError, Recommender, outcomes
+from recfit.serve.lately import Asked, Lately, replay
+from recfit.serve.ready import Readiness
 from recfit.serve.schema import HttpError
 from recfit.types import RecfitError, Request
 
@@ -45,9 +52,17 @@ class Served:
         self.bundle: str = engine.manifest["bundle_id"]
         promise = engine.manifest.get("promise") or {}
         self.quality: float | None = promise.get("metrics", {}).get(QUALITY)
-        # A request that needs the model: its history is the answer to an empty one.
-        self.canary = Request(history=engine.recommend([Request(history=())], 5)[0].items)
+        self.canary = _canary(engine)
         self.cost_s = min(timeit.repeat(lambda: engine.recommend([self.canary]), number=1, repeat=TIMED))
+
+
+def _canary(engine: Recommender) -> Request:
+    """A request that needs the model: its history is the answer to an empty one, and what a list that was made ahead has for
+    such a history is excluded."""
+    asked = Request(history=engine.recommend([Request(history=())], 5)[0].items)
+    while (found := engine.recommend([asked])[0]).source == "cache" and not {*found.items} <= {*asked.exclude}:
+        asked = replace(asked, exclude=(*asked.exclude, *found.items))
+    return asked
 
 
 class Model:
@@ -55,10 +70,9 @@ class Model:
     line in front of them, when it was used last, and the megabytes by which the process grew with it. `bundles` are the ids of
     all."""
 
-    def __init__(
-        self, rungs: Sequence[Served], paths: Sequence[Path], threads: int, shed_s: float, budget_s: float
-    ) -> None:
-        self.rungs, self.paths, self.batcher = tuple(rungs), tuple(paths), Batcher(rungs, threads, shed_s, budget_s)
+    def __init__(self, rungs: Sequence[Served], paths: Sequence[Path], batcher: Batcher) -> None:
+        self.rungs, self.paths, self.batcher = tuple(rungs), tuple(paths), batcher
+        self.ready = Readiness(batcher, [served.canary for served in rungs])
         self.ladder, self.used, self.mb = self.batcher.ladder, time.monotonic(), 0.0
         self.bundles = " ".join(served.bundle for served in rungs)
 
@@ -67,9 +81,22 @@ class Model:
         for served in self.rungs:
             served.engine.keep_sessions(most_mb)
 
+    def warm_up(self, asked: Sequence[Asked]) -> None:
+        """Let each bundle answer what was asked of others; what fails does so for whom it is."""
+        for rung, served in enumerate(self.rungs):
+            replay(asked, self.ladder.most(rung), partial(outcomes, served.engine))
+
     @property
     def best(self) -> Served:
         return self.rungs[0]
+
+
+class LoadingError(HttpError):
+    """A model is being loaded for longer than anybody would wait."""
+
+    def __init__(self, name: str, field: str) -> None:
+        message = f"model {name!r} is being loaded; come back in a second"
+        super().__init__(503, "model_loading", message, field, [(b"retry-after", b"1")])
 
 
 def opened(path: Path) -> Recommender:
@@ -93,12 +120,20 @@ def settle() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
+class Loading(NamedTuple):
+    """What loads a model, and since when on the monotonic clock."""
+
+    task: asyncio.Task[None]
+    began: float
+
+
 class Fleet:
     """`paths` are the bundles that names stand for, loaded when they are asked for first, those in `preload` at once (a bundle
     that can't be raises `RecfitError`); `most_mb` bounds the resident memory of the process, at which the model that was used
     least recently leaves (never the default one; 0: no bound). Models of several bundles keep `budget_s` by answering from
-    cheaper ones; who would wait longer than `shed_s` is sent away. Every bundle that answers keeps up to `session_mb` of
-    sessions. After every swap and rollback `swapped` is told what names stand for, the default one too."""
+    cheaper ones; who would wait longer than `shed_s`, for others or for a model to be loaded, is sent away. Every bundle that
+    answers keeps up to `session_mb` of sessions. After every swap and rollback `swapped` is told what names stand for, the
+    default one too."""
 
     def __init__(
         self,
@@ -117,17 +152,21 @@ class Fleet:
         self._threads, self._open, self._most_mb, self._swapped = threads, open_engine, most_mb, swapped
         self._budget_s, self._shed_s, self._session_mb = budget_s, shed_s, session_mb
         self._process, self._paths = psutil.Process(), dict(paths or {})
+        self._lately: defaultdict[str, Lately] = defaultdict(Lately)  # of names, whichever bundles answer
         self._loaded = {
-            DEFAULT: self._model(default, ()),
-            **{name: self._opened(self._paths[name]) for name in preload},
+            DEFAULT: self._model(DEFAULT, default, ()),
+            **{name: self._opened(name, self._paths[name]) for name in preload},
         }
         settle()
         self._previous: dict[str, Model] = {}
         self._locks: dict[str, asyncio.Lock] = {}
+        self._loading: dict[str, Loading] = {}
         self._failed: dict[str, float] = {}
 
-    def _model(self, engines: Sequence[Recommender], paths: Sequence[Path]) -> Model:
-        model = Model([Served(engine) for engine in engines], paths, self._threads, self._shed_s, self._budget_s)
+    def _model(self, name: str, engines: Sequence[Recommender], paths: Sequence[Path]) -> Model:
+        rungs = [Served(engine) for engine in engines]
+        batcher = Batcher(rungs, self._threads, self._shed_s, self._budget_s, self._lately[name])
+        model = Model(rungs, paths, batcher)
         model.keep_sessions(self._session_mb)
         return model
 
@@ -144,30 +183,61 @@ class Fleet:
         """For how long the request that waits longest has been waiting."""
         return max(model.batcher.oldest_s() for model in self._loaded.values())
 
-    async def get(self, name: str | None, field: str = "model") -> Model:
-        """What answers for `name` (None: the default one). Raises `HttpError` for a name that is not known, which says the
-        `field` of the request that it was in."""
-        model = self._loaded.get(name or DEFAULT)
-        if model is None:
-            model = await self._first(name or DEFAULT, field)
+    def running_s(self) -> float:
+        """For how long what has been running longest in a pool has been; bundles that were there before may not be through."""
+        models = (*self._loaded.values(), *self._previous.values())
+        return max(model.batcher.running_s() for model in models)
+
+    async def get(self, name: str | None, field: str = "model", deadline: float = math.inf) -> Model:
+        """What answers for `name` (None: the default one). Raises `HttpError` for a name that is not known, or that is still
+        being loaded when nobody would wait any longer, which says the `field` of the request that it was in; `LateError` where
+        `deadline` on the monotonic clock comes first."""
+        name = name or DEFAULT
+        if name not in self._loaded:
+            await self._first(name, field, deadline)
+        model = self._loaded[name]
         model.used = time.monotonic()
         return model
 
-    async def _first(self, name: str, field: str) -> Model:
+    def at_hand(self, name: str) -> Model | None:
+        """What answers for `name`, for those who must not wait for it: None where it is not loaded, which then begins."""
+        model = self._loaded.get(name)
+        if model is not None:
+            model.used = time.monotonic()
+        elif name in self._paths:
+            self._begun(name)
+        return model
+
+    async def _first(self, name: str, field: str, deadline: float) -> None:
+        """Until `name` is loaded."""
         if name not in self._paths:
             known = ", ".join(self.names)
             raise HttpError(404, "unknown_model", f"there is no model {name[:100]!r}; there are: {known}", field)
-        async with self._lock(name):  # who else asks waits for the same
-            if name not in self._loaded and time.monotonic() >= self._failed.get(name, -math.inf) + AGAIN_S:
-                try:
+        if (loading := self._begun(name)) is not None:
+            ends = min(deadline, loading.began + self._shed_s)
+            await asyncio.wait([loading.task], timeout=max(0.0, ends - time.monotonic()))
+            if not loading.task.done():
+                raise LateError if ends == deadline else LoadingError(name, field)
+        if name not in self._loaded:
+            message = f"model {name!r} cannot be loaded; the server's log says why"
+            raise HttpError(503, "model_unavailable", message, field)
+
+    def _begun(self, name: str) -> Loading | None:
+        """What loads `name`, for all who ask for it; None while nobody is to wait for another try."""
+        if name not in self._loading and time.monotonic() >= self._failed.get(name, -math.inf) + AGAIN_S:
+            self._loading[name] = Loading(asyncio.create_task(self._load(name), context=Context()), time.monotonic())
+        return self._loading.get(name)
+
+    async def _load(self, name: str) -> None:
+        try:
+            async with self._lock(name):
+                if name not in self._loaded:
                     await self._put(name, self._paths[name])
-                except RecfitError as error:
-                    self._failed[name] = time.monotonic()
-                    log.error("model %s cannot be loaded: %s", name, error)
-            if name not in self._loaded:
-                message = f"model {name!r} cannot be loaded; the server's log says why"
-                raise HttpError(503, "model_unavailable", message, field)
-            return self._loaded[name]
+        except RecfitError as error:
+            self._failed[name] = time.monotonic()
+            log.error("model %s cannot be loaded: %s", name, error)
+        finally:
+            del self._loading[name]
 
     async def swap(self, name: str, paths: Sequence[Path]) -> Model:
         """Let the bundles at `paths` answer for `name`, which may be new. On an error the old ones go on. Raises
@@ -178,16 +248,17 @@ class Fleet:
             return self._loaded[name]
 
     async def rollback(self, name: str) -> Model:
-        """Let what was there before answer for `name` again, at once. Raises `HttpError` where there is none."""
+        """Let what was there before answer for `name` again, once it has seen what was asked meanwhile. Raises `HttpError`
+        where there is none."""
         async with self._lock(name):
-            if name not in self._previous:
+            if (before := self._previous.get(name)) is None:
                 message = f"there was no other bundle behind {name[:100]!r} since the server started; load one"
                 raise HttpError(409, "nothing_to_roll_back", message)
-            self._loaded[name], self._previous[name] = self._previous[name], self._loaded[name]
-            self._loaded[name].keep_sessions(self._session_mb)
-            self._previous[name].keep_sessions(0)
+            before.keep_sessions(self._session_mb)
+            await asyncio.to_thread(before.warm_up, self._lately[name].all())
+            self._switch(name, before)
             self._now_at(name)
-            return self._loaded[name]
+            return before
 
     def _now_at(self, name: str) -> None:
         """From now on `name` stands for the bundles that answer for it."""
@@ -207,20 +278,24 @@ class Fleet:
         settle()
 
     async def _put(self, name: str, paths: Sequence[Path]) -> None:
-        model = await asyncio.to_thread(self._opened, paths)
-        if old := self._loaded.get(name):
-            self._previous[name] = old
-            old.keep_sessions(0)
-        self._loaded[name] = model
+        model = await asyncio.to_thread(self._opened, name, paths, self._lately[name].all())
+        self._switch(name, model)
         self._failed.pop(name, None)
         settle()
         log.warning("model %s answers from %s", name, ", ".join(served.bundle for served in model.rungs))
         self._make_room(name)
 
-    def _opened(self, paths: Sequence[Path]) -> Model:
+    def _switch(self, name: str, model: Model) -> None:
+        if old := self._loaded.get(name):
+            self._previous[name] = old
+            old.keep_sessions(0)
+        self._loaded[name] = model
+
+    def _opened(self, name: str, paths: Sequence[Path], asked: Sequence[Asked] = ()) -> Model:
         before = self._mb()
         try:
-            model = self._model([self._open(path) for path in paths], paths)
+            model = self._model(name, [self._open(path) for path in paths], paths)
+            model.warm_up(asked)
         except RecfitError:
             raise
         except Exception as error:

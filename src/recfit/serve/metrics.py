@@ -157,6 +157,10 @@ class _State(Collector):
         yield shadowed
         oldest = "How long the request that waits longest has been waiting"
         yield GaugeMetricFamily("recfit_oldest_queued_seconds", oldest, self._fleet.oldest_s())
+        running = (
+            "How long what has been running longest in a thread has been (on the event loop nothing answers meanwhile)"
+        )
+        yield GaugeMetricFamily("recfit_oldest_running_seconds", running, self._fleet.running_s())
         found = self._results
         asked = CounterMetricFamily(
             "recfit_results", "Requests, by what the result cache had for them", labels=("outcome",)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import multiprocessing
+import os
 import signal
 import socket
 import ssl
@@ -34,6 +36,7 @@ from recfit.serve.fleet import DEFAULT, Fleet, Paths, opened, untold
 from recfit.serve.guard import read_keys
 from recfit.serve.results import Level, Results
 from recfit.serve.shared import Shared, SharedEvents, SharedResults
+from recfit.serve.watch import Watch
 from recfit.serve.workers import Told
 from recfit.types import ConfigError
 
@@ -258,6 +261,12 @@ def _taken(host: str, port: int, error: Exception, options: str) -> ConfigError:
     return ConfigError(f"can't listen on {host} port {port}: {error}; choose another with {options}")
 
 
+def _end() -> None:
+    """Of a worker that hangs: its parent replaces it, as any that dies."""
+    log.error("worker %d hangs; it ends, so that another one takes its place", os.getpid())
+    os._exit(1)
+
+
 class Server(uvicorn.Server):
     """uvicorn's server, which on SIGTERM would close idle keep-alive connections at once; this one drains first, and tells
     every client with its next answer to connect anew, to another server."""
@@ -269,6 +278,7 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        self.watch = Watch(_end if multiprocessing.parent_process() else lambda: None)
         self.ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -283,6 +293,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """A connection that is closed while its next request is on the way is an error to the client."""
+        self.watch.end()
         for listening in (*self.servers, *(sockets or ())):
             listening.close()
         end = self.exit_at + min(LAST_S, self.drain_s)
@@ -291,6 +302,7 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     async def on_tick(self, counter: int) -> bool:
+        self.watch.beat()
         if counter % 10 == 0:  # once a second
             for connection in [*self.server_state.connections]:
                 cast(Connection, connection).look()

@@ -7,7 +7,6 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from time import perf_counter
@@ -69,18 +68,18 @@ class Service:
 
     async def _recommended(self, asked: schema.RecommendRequest, number: str) -> schema.Sent:
         """The answer of the model, or of the arm that the user is in, which the log then tells."""
-        begin = time.monotonic()
+        deadline = _deadline(asked, time.monotonic())
         request, blind = await self._complete(asked.request())
-        name, experiment, model = await self._arm(asked, request.user_id)
+        name, experiment, model = await self._arm(asked, request.user_id, deadline)
         answering.set(name)
         if request.context:
-            _check(await self._fleet.get(asked.variant or asked.model), request)
+            _check(await self._fleet.get(asked.variant or asked.model, deadline=deadline), request)
         if (shadow := self._experiments.shadow(asked.model or DEFAULT)) is not None:
             self._shadows.send(shadow, request, asked.k)
         if asked.explain:
-            sent = await _explained(model, request, asked.k, _deadline(asked, begin), number)
+            sent = await _explained(model, request, asked.k, deadline, number)
         else:
-            sent = await self._answered(model, request, asked, begin, number)
+            sent = await self._answered(model, request, asked.k, deadline, number)
         if blind:
             sent = msgspec.structs.replace(sent, degraded=True)
         if experiment is None or request.user_id is None:
@@ -89,29 +88,28 @@ class Service:
             self._exposures.shown(number, request.user_id, experiment, name, sent.bundle)
         return msgspec.structs.replace(sent, variant=name)
 
-    async def _arm(self, asked: schema.RecommendRequest, user_id: str | None) -> tuple[str, str | None, Model]:
+    async def _arm(
+        self, asked: schema.RecommendRequest, user_id: str | None, deadline: float
+    ) -> tuple[str, str | None, Model]:
         """The model that answers, by its name, and the experiment that the user takes part in: none where the model of their
-        arm cannot be loaded, so that the log has nobody under a model that did not answer."""
+        arm is not loaded, so that nobody waits for what they did not ask for, and the log has nobody under a model that did not
+        answer."""
         if asked.variant:
-            return asked.variant, None, await self._fleet.get(asked.variant, "variant")
+            return asked.variant, None, await self._fleet.get(asked.variant, "variant", deadline)
         wanted = asked.model or DEFAULT
         name, experiment = self._experiments.arm(wanted, user_id)
         if name != wanted:
-            with suppress(HttpError):  # the fleet has logged it
-                return name, experiment, await self._fleet.get(name)
+            if (model := self._fleet.at_hand(name)) is not None:
+                return name, experiment, model
             experiment = None
-        return wanted, experiment, await self._fleet.get(wanted)
+        return wanted, experiment, await self._fleet.get(wanted, deadline=deadline)
 
-    async def _answered(
-        self, model: Model, request: Request, asked: schema.RecommendRequest, begin: float, number: str
-    ) -> schema.Sent:
-        deadline = _deadline(asked, begin)
-
+    async def _answered(self, model: Model, request: Request, k: int, deadline: float, number: str) -> schema.Sent:
         async def make() -> Known:
-            rung, found = await model.batcher.ask(request, asked.k, deadline)
+            rung, found = await model.batcher.ask(request, k, deadline)
             return _known(model.rungs[rung], found, rung)
 
-        key = key_of(model.bundles, request, asked.k)
+        key = key_of(model.bundles, request, k)
         # With a deadline of its own it is made alone: others must not share its haste.
         known = await (self._results.get if deadline == math.inf else self._results.get_alone)(key, make)
         model.ladder.answered(known.rung)

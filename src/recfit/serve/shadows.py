@@ -12,7 +12,7 @@ from collections import Counter
 from weakref import WeakKeyDictionary
 
 from recfit.serve.batcher import Batcher
-from recfit.serve.fleet import Fleet, Served
+from recfit.serve.fleet import Fleet, LoadingError, Served
 from recfit.serve.schema import HttpError
 from recfit.types import Request
 
@@ -46,6 +46,8 @@ class Shadows:
         try:
             await self._queue((await self._fleet.get(name)).best).ask(request, k)
             self.outcomes[name, "ok"] += 1
+        except LoadingError:
+            self.outcomes[name, "left out"] += 1
         except Exception as error:
             if not self.outcomes[name, "failed"]:  # the first one says it for all
                 log.warning("shadow model %s failed: %s", name, error if isinstance(error, HttpError) else repr(error))
