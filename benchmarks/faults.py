@@ -2,7 +2,8 @@
 
     python -m benchmarks.faults requests.jsonl bundle/ other/ --rate 300
 
-Every row is a server of its own with its fault three seconds into ten of load. Latency counts from when a request was due.
+Every row is a server of its own with its fault three seconds into ten of load. Latency counts from when a request was due; that
+of refusals is told apart. Resident memory is looked at after swaps, and before and after bodies that are none.
 Needs `redis-server`. The overload is three times the rate that the server holds. Results are dated JSON.
 """
 
@@ -22,7 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ AWAY_S = 3.0
 """How long Redis is stopped, frozen or slow."""
 SLOW_S = 0.05
 SWAPS, LEAVING, BROKEN = 100, 2000, 500
+SHOWN = (1, 5, 25, 50, 75, 100)
+"""The swaps after which resident memory is told: the first few load what stays loaded."""
 P99_MS, SHED_MS = 10.0, 100
 
 
@@ -103,11 +106,14 @@ def swaps(server: Started, setting: Setting) -> str:
     table = max(bad.rglob("*.bin"), key=lambda path: path.stat().st_size, default=bad / "manifest.json")
     table.write_bytes(table.read_bytes()[:-1] + b"\x00\x01")
     statuses: Counter[int] = Counter()
+    held = list[float]()
     for number in range(SWAPS):
         path = bad if number % 10 == 9 else Path((setting.other, setting.bundle)[number % 2])
         body = json.dumps({"bundles": [str(path.resolve())]}).encode()
         statuses[send(f"{server.admin}/admin/models/default", body, "PUT")] += 1
-    return f"{statuses[200]} swapped, {statuses[422]} refused"
+        held.append(server.memory()["rss_mb"])
+    some = ", ".join(f"{held[at - 1]:.0f}" for at in SHOWN if at <= len(held))
+    return f"{statuses[200]} swapped, {statuses[422]} refused; RSS after swap {', '.join(map(str, SHOWN))}: {some} MB"
 
 
 def leaving(server: Started) -> str:
@@ -131,10 +137,12 @@ def broken_bodies(server: Started) -> str:
         lambda: json.dumps({"history": [[]], "k": "ten"}).encode(),
         lambda: b"[" * 60_000,
     )
+    before = server.memory()["rss_mb"]
     found = Counter(
         send(f"{server.url}/v1/recommend", shapes[number % len(shapes)]()) // 100 for number in range(BROKEN)
     )
-    return f"{BROKEN} of them: {found[4]} refused, {found[2]} answered, {found[5]} failed"
+    held = f"RSS {before:.0f} MB before, {server.memory()['rss_mb']:.0f} after"
+    return f"{BROKEN} of them: {found[4]} refused, {found[2]} answered, {found[5]} failed; {held}"
 
 
 def terminated(server: Started) -> str:
@@ -283,6 +291,7 @@ def overload(setting: Setting) -> tuple[str, float, Found, str]:
 def line(name: str, rate: float, found: Found, said: str) -> str:
     wrong = ", ".join(f"{count:,} x {status}" for status, count in sorted(found.statuses.items()) if status != "200")
     late = " | ".join(f"{found.ms[share]:.1f}" for share in ("50", "99", "100"))
+    late += f" | {found.refused_ms['99']:.1f}" if found.refused_ms else " | "
     return f"| {name} | {rate:,.0f} | {found.statuses.get('200', 0):,} | {wrong or 'none'} | {late} | {said} |"
 
 
@@ -295,13 +304,13 @@ def main() -> None:
     given = parser.parse_args()
     os.sched_setaffinity(0, CLIENT)
     kept: list[Mapping[str, Any]] = []
-    print("| fault | requests/s | answered | not | p50 ms | p99 ms | longest ms | |")
-    print("| --- | ---: | ---: | --- | ---: | ---: | ---: | --- |", flush=True)
+    print("| fault | requests/s | answered | not | p50 ms | p99 ms | longest ms | p99 of refusals ms | |")
+    print("| --- | ---: | ---: | --- | ---: | ---: | ---: | ---: | --- |", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         setting = Setting(read_requests(given.requests), given.bundle, given.other, given.rate, Path(folder))
         for name, rate, found, said in rows(setting):
             print(line(name, rate, found, said), flush=True)
-            kept.append({"fault": name, "rate": rate, "statuses": found.statuses, "ms": found.ms, "said": said})
+            kept.append({"fault": name, **asdict(found), "said": said})
     protocol = f"open loop (Poisson), {SECONDS:g} s, the fault after {AT_S:g}; server and client a core each, loopback"
     print(save("faults", "", {"protocol": protocol, "rows": kept}))
 

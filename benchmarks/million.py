@@ -4,7 +4,7 @@
 
 The items are those of `benchmarks.scan` (d = 64). In front of them is a SASRec of one layer that was never trained: times and
 bytes are those of a trained one, quality is not looked at. Histories of 30 events come from the bundle. Server and client have
-a core each, loopback, no result cache; memory is the PSS of all processes after the load.
+a core each, loopback, no result cache; memory is that of all processes after the load.
 """
 
 from __future__ import annotations
@@ -93,16 +93,19 @@ def most(peer: Peer, folder: Path, requests: Sequence[Request], load: Load, p99_
             "ms": dict(best.ms) if best else {},
             "p50_alone_ms": runs[0].ms["50"],
             "cold_s": server.cold_s,
-            "pss_mb": server.pss_mb(),
+            **server.memory(),
         }
 
 
 def lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    yield "| table | recall@10 | workers | most requests/s | p50 ms | p99 ms | engine alone p50 us | first answer s | PSS MB |"
-    yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+    yield (
+        "| table | recall@10 | workers | most requests/s | p50 ms | p99 ms | engine alone p50 us |"
+        " first answer s | RSS MB | PSS MB |"
+    )
+    yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
     for row in rows:
         rate = f"{row['most']:,.0f} | {row['ms']['50']:.2f} | {row['ms']['99']:.2f}" if row["ms"] else "none | |"
-        alone = f"{row['p50_us']:,.0f} | {row['cold_s']:.1f} | {row['pss_mb']:,.0f}"
+        alone = f"{row['p50_us']:,.0f} | {row['cold_s']:.1f} | {row['rss_mb']:,.0f} | {row['pss_mb']:,.0f}"
         yield f"| {row['table']} | {row['recall@10']:.3f} | {row['workers']} | {rate} | {alone} |"
 
 
@@ -110,7 +113,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where bundles are, or are built")
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=[*TABLES])
-    parser.add_argument("--workers", nargs="+", type=int, default=[1, 2, 4], help="of the last table")
+    parser.add_argument("--workers", nargs="+", type=int, default=[1, 2, 4], help=f"of all tables but {EXACT}")
     parser.add_argument("--p99-ms", type=float, default=5.0)
     parser.add_argument("--seconds", type=float, default=5.0)
     options = parser.parse_args()
@@ -121,7 +124,7 @@ def main() -> None:
     for name in options.tables:
         path = options.folder / name
         alone = bare(path, options.folder / EXACT, requests[:1000])
-        for workers in options.workers if name == options.tables[-1] else [1]:
+        for workers in [1] if name == EXACT else options.workers:
             events = options.folder / "events.db"
             given = ("--workers", str(workers), "--events", str(events))
             peer = Peer(name, bundle=str(path), given=given)

@@ -5,7 +5,8 @@
 
 Recommendations are asked for on a schedule. Meanwhile users do things (`/v1/events`), clients leave in the middle of a request,
 bodies are broken, and once a minute the two bundles change places, which every request must survive. Memory (RSS), open files
-and threads are sampled between slices of load. Growth is that of the second half: the first fills caches.
+and threads are sampled between slices of load. Growth is that of the line through the second half, from its start to its end:
+the first fills caches. It ends with 1 where something failed or grew by more than `LIMITS`.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ from recfit.loadtest import Load, run
 from recfit.types import Request
 
 SLICE_S = 10.0
+LIMITS: Mapping[str, float] = {"rss_mb": 10.0, "files": 2.0, "threads": 1.0}
+"""What may be more at the end of the second half than at its start. Bundles that take turns, of which two are held, differ by
+megabytes; a request in flight has a file."""
 BROKEN = (b"{", b'{"k": -1}', b'{"history": 7}', b"\xff\xfe", b"")
 
 
@@ -69,10 +73,24 @@ def sample(process: psutil.Process) -> dict[str, float]:
         }
 
 
-def slope(rows: Sequence[Mapping[str, float]], name: str) -> float:
-    """Growth an hour over the second half."""
+def growth(rows: Sequence[Mapping[str, float]], name: str) -> float:
+    """By how much the line through the second half rises."""
     half = rows[len(rows) // 2 :]
-    return float(np.polyfit([row["hours"] for row in half], [row[name] for row in half], 1)[0])
+    if len(half) < 2:
+        return 0.0
+    hours = [row["hours"] for row in half]
+    return float(np.polyfit(hours, [row[name] for row in half], 1)[0]) * (hours[-1] - hours[0])
+
+
+def faults(grown: Mapping[str, float], statuses: Mapping[str, int], others: Mapping[int, int]) -> list[str]:
+    """What was not as it must be: something grew too much, a request failed, one of the `others` was not answered."""
+    found = [
+        f"{name} grew by {grown[name]:.1f}, more than {most:g}" for name, most in LIMITS.items() if grown[name] > most
+    ]
+    found += [f"{count} requests: {status}" for status, count in statuses.items() if status != "200"]
+    return found + [
+        f"{count} others: {status or 'no answer'}" for status, count in others.items() if not 200 <= status < 500
+    ]
 
 
 def soak(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -96,13 +114,17 @@ def soak(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             hours = (time.monotonic() - begin) / 3600
             rows.append({"hours": hours, "p99_ms": found.ms["99"], **sample(server.process)})
             print(" ".join(f"{name} {value:.4g}" for name, value in rows[-1].items()), flush=True)
+    grown = {name: growth(rows, name) for name in ("rss_mb", "files", "threads", "p99_ms")}
     return {
         "protocol": f"open loop (Poisson), {options.rate:g} requests/s in slices of {SLICE_S:g} s; server and client a core "
-        "each, loopback",
+        "each, loopback; passed where all is answered, nothing with 5xx, and no line through the second half rises by more "
+        "than its limit",
+        "limits": dict(LIMITS),
         "statuses": dict(statuses),
         "other statuses": {str(status): count for status, count in others.items()},
         "swaps": swaps,
-        "growth an hour": {name: slope(rows, name) for name in ("rss_mb", "files", "threads", "p99_ms")},
+        "growth": grown,
+        "faults": faults(grown, statuses, others),
         "rows": rows,
     }
 
@@ -118,11 +140,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         found = soak(options, Path(folder))
     found["path"] = str(save("soak", "", found).name)
-    print(
-        json.dumps(
-            {name: found[name] for name in ("statuses", "other statuses", "swaps", "growth an hour", "path")}, indent=1
-        )
-    )
+    told = ("statuses", "other statuses", "swaps", "growth", "limits", "path")
+    print(json.dumps({name: found[name] for name in told}, indent=1))
+    if found["faults"]:
+        raise SystemExit(f"failed: {'; '.join(found['faults'])}")
+    print("passed")
 
 
 if __name__ == "__main__":

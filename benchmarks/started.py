@@ -8,7 +8,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -29,6 +29,16 @@ class Started:
     @property
     def admin(self) -> str:
         return self.admins[0]
+
+    def memory(self) -> dict[str, float]:
+        """Of it and its workers."""
+        return memory([self.process, *self.process.children(recursive=True)])
+
+
+def memory(processes: Iterable[psutil.Process]) -> dict[str, float]:
+    """What they hold, in MB: resident (RSS), in which a page counts as often as processes have it, and by their share (PSS)."""
+    held = [process.memory_full_info() for process in processes]
+    return {"rss_mb": sum(one.rss for one in held) / 1e6, "pss_mb": sum(one.pss for one in held) / 1e6}
 
 
 @contextmanager

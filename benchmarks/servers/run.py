@@ -34,7 +34,7 @@ import torch
 from benchmarks.peers.given import Scores, export
 from benchmarks.record import save
 from benchmarks.servers.model import FOLDER, ROUTE, RUNTIME
-from benchmarks.started import CLIENT, SERVER
+from benchmarks.started import CLIENT, SERVER, memory
 
 from recfit import config
 from recfit import pipeline as pipelines
@@ -84,9 +84,12 @@ class Running:
     cold_s: float
     token: str
 
+    def memory(self) -> dict[str, float]:
+        """What all its processes hold, `rss_mb` and `pss_mb`."""
+        return memory(_processes(self.token))
+
     def pss_mb(self) -> float:
-        """What all its processes hold, shared pages by their share."""
-        return sum(process.memory_full_info().pss for process in _processes(self.token)) / 1e6
+        return self.memory()["pss_mb"]
 
 
 def _processes(token: str) -> Iterator[psutil.Process]:

@@ -12,7 +12,7 @@ import ssl
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from urllib.parse import urlsplit
 
@@ -73,8 +73,9 @@ ANYBODY = Access()
 
 @dataclass(frozen=True)
 class Found:
-    """What came of a run. `ms` has the percentiles of all requests, from when they were due; one that was never answered
-    counts as infinitely late."""
+    """What came of a run. `ms` has the percentiles of the requests that got a 200, from when they were due, and of those that
+    were never answered, which count as infinitely late. `refused_ms` has those of the requests that got another status; it is
+    empty where there are none."""
 
     rate: float
     sent_a_second: float
@@ -82,6 +83,7 @@ class Found:
     statuses: Mapping[str, int]
     sources: Mapping[str, int]
     ms: Mapping[str, float]
+    refused_ms: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def failed(self) -> int:
@@ -151,6 +153,7 @@ class _Run:
         gaps = np.random.default_rng(load.seed).exponential(1 / load.rate, max(1, round(load.rate * load.seconds)))
         self.due: FloatArray = np.cumsum(gaps)
         self.late = np.full(len(self.due), np.inf)
+        self.refused = np.zeros(len(self.due), dtype=bool)
         self.statuses: Counter[str] = Counter()
         self.sources: Counter[str] = Counter()
         self.idle: deque[_Connection] = deque()
@@ -176,11 +179,16 @@ class _Run:
         for connection in [*self.connections]:
             connection.close()
         await asyncio.sleep(0)  # so that they are gone when the loop ends
-        answered = self.late[np.isfinite(self.late)]
-        ms = {f"{share:g}": _percentile(self.late, share) * 1e3 for share in PERCENTILES}
         kept_up = float(self.due[-1] / max(sent, self.due[-1]))
+        refused = self.late[self.refused]
         return Found(
-            self.load.rate, self.load.rate * kept_up, len(answered), dict(self.statuses), dict(self.sources), ms
+            self.load.rate,
+            self.load.rate * kept_up,
+            int(np.isfinite(self.late).sum()),
+            dict(self.statuses),
+            dict(self.sources),
+            _percentiles(self.late[~self.refused]),
+            _percentiles(refused) if len(refused) else {},
         )
 
     async def _connect(self) -> None:
@@ -235,6 +243,7 @@ class _Run:
 
     def answered(self, connection: _Connection, number: int, status: str, body: bytes) -> None:
         self.late[number] = time.perf_counter() - self.begin - self.due[number]
+        self.refused[number] = status != "200"
         self._count(status)
         if status == "200" and (at := body.find(b'"source":"')) >= 0:
             self.sources[body[at + 10 : body.index(b'"', at + 10)].decode()] += 1
@@ -315,8 +324,15 @@ def _whole(head: bytes, rest: bytes) -> bytes | None:
         body, rest = body + rest[:length], rest[length + 2 :]
 
 
+def _percentiles(late: FloatArray) -> dict[str, float]:
+    """In milliseconds, of seconds; infinite where there are none."""
+    return {f"{share:g}": _percentile(late, share) * 1e3 for share in PERCENTILES}
+
+
 def _percentile(late: FloatArray, share: float) -> float:
     """The smallest value that so many percent don't exceed; infinite where these were not all answered."""
+    if not len(late):
+        return float("inf")
     ordered = np.sort(late)
     return float(ordered[min(len(ordered) - 1, int(np.ceil(round(share / 100 * len(ordered), 6))) - 1)])
 
@@ -325,10 +341,15 @@ HEAD = " ".join(f"{head:>10}" for head in ("rate", "sent/s", *(f"p{share:g} ms" 
 
 
 def line(found: Found) -> str:
-    """A run below `HEAD`, and what went wrong."""
+    """A run below `HEAD`: the percentiles of what was answered with 200, then what went wrong, and how late that was told."""
     numbers = (found.rate, found.sent_a_second, *found.ms.values())
     text = " ".join(f"{cell:>10}" for cell in (*(f"{number:.2f}" for number in numbers), found.failed))
-    return f"{text}  {wrong(found)}".rstrip()
+    told = (
+        f"; refused with p50 {found.refused_ms['50']:.2f}, p99 {found.refused_ms['99']:.2f} ms"
+        if found.refused_ms
+        else ""
+    )
+    return f"{text}  {wrong(found)}{told}".rstrip()
 
 
 def wrong(found: Found) -> str:

@@ -7,6 +7,7 @@ import socket
 import ssl
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -86,6 +87,8 @@ def test_everything_that_is_due_is_sent_and_counted(serve) -> None:
     assert found.statuses == {"200": 100}
     assert found.sources == {"cache": 50, "model": 50}
     assert found.failed == 0
+    assert not found.refused_ms
+    assert "refused" not in loadtest.line(found)
     assert 0 < found.ms["50"] <= found.ms["99"] <= found.ms["100"] < 5000
     bodies = {body.decode() for body in server.bodies}
     assert [json.loads(body) for body in sorted(bodies)] == [
@@ -122,7 +125,33 @@ def test_failures_are_counted_by_what_they_were(serve) -> None:
     assert found.failed == 20
     assert found.ms["99"] == float("inf")
     assert not found.holds(1e9)
-    assert "503: 10, connection lost: 10" in loadtest.line(found)
+    assert "503: 10, connection lost: 10; refused with p50 " in loadtest.line(found)
+
+
+def test_refusals_are_timed_apart_from_answers(serve) -> None:
+    """A server that refuses at once what it would answer late looks fast where the two are mixed."""
+
+    def handler(number: int, _: bytes) -> bytes:
+        if number % 4:
+            return b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n"
+        time.sleep(0.25)
+        return ok()
+
+    found = loadtest.run(serve(handler).url, REQUESTS, Load(rate=100, seconds=0.4, connections=40))
+    assert found.statuses == {"200": 10, "503": 30}
+    assert found.answered == 40
+    assert found.ms["50"] >= 250
+    assert found.refused_ms.keys() == found.ms.keys()
+    assert found.refused_ms["50"] < 250
+    assert f"refused with p50 {found.refused_ms['50']:.2f}, p99 {found.refused_ms['99']:.2f} ms" in loadtest.line(found)
+
+
+def test_where_all_is_refused_nothing_is_answered_in_time(serve) -> None:
+    found = loadtest.run(
+        serve(lambda *_: b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n").url, REQUESTS, Load(100, 0.1)
+    )
+    assert set(found.ms.values()) == {float("inf")}
+    assert found.refused_ms["99"] < 5000
 
 
 def test_what_never_answers_does_not_hang(serve, monkeypatch) -> None:
@@ -270,5 +299,6 @@ def test_the_command_prints_a_table_and_json(serve, tmp_path: Path, capsys: pyte
     assert told[1].split()[0] == "50.00"
     assert told[2] == "answered from: {'model': 15}"
     assert main([*given, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["statuses"] == {"200": 15}
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["statuses"], shown["refused_ms"]) == ({"200": 15}, {})
     sys.stdout.flush()
