@@ -18,7 +18,7 @@ from recfit.engine import Engine, open_bundle
 from recfit.export import Surroundings, export
 from recfit.models import Catalogue, popularity
 from recfit.pipeline import CachePlan, Pipeline, RuntimePlan, Stage
-from recfit.types import ConfigError, Ragged, Request
+from recfit.types import ConfigError, FloatArray, Ragged, Request
 
 Exported = Callable[[Pipeline], Path]
 USERS, ITEMS = toys.around().user_ids, toys.around().item_ids
@@ -356,6 +356,22 @@ def test_similar_items_have_the_nearest_vectors(
         assert list(found.items) == order
     assert len(found.items) == 6
     assert ITEMS[4] not in found.items
+
+
+def test_the_lengths_of_vectors_are_worked_out_once(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = open_bundle(exported(toys.original("sasrec")))
+    seen: list[int] = []
+    norm = np.linalg.norm
+
+    def counted(vectors: FloatArray, **options: int) -> FloatArray:
+        seen.append(len(vectors))
+        lengths: FloatArray = norm(vectors, **options)
+        return lengths
+
+    first = engine.similar(ITEMS[4], 6)
+    monkeypatch.setattr("recfit.engine._similar.np.linalg.norm", counted)
+    assert engine.similar(ITEMS[4], 6) == first
+    assert len(ITEMS) not in seen
 
 
 def test_similar_items_of_a_model_without_vectors_follow_the_item(exported: Exported) -> None:

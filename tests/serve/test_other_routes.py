@@ -78,6 +78,18 @@ def test_similar_items(app, call) -> None:
         assert (wrong.status_code, wrong.json()["error"]["field"]) == (422, "k")
 
 
+def test_similar_items_are_looked_for_once(call) -> None:
+    worked: list[Request] = []
+    app = app_of(FakeEngine(worked.append))
+    worked.clear()  # what a bundle is tried with when it comes
+    once, again, more = (call(app, "GET", f"/v1/similar/i0?k={k}").json() for k in (2, 2, 3))
+    assert [request.history for request in worked] == [("i0",)] * 2
+    assert again["items"] == once["items"] == more["items"][:2]
+    assert again["request_id"] != once["request_id"]
+    call(app, "POST", "/v1/recommend", json={"history": ["i0"], "k": 2})
+    assert len(worked) == 3  # a recommendation for who saw it is something else
+
+
 @pytest.mark.parametrize("threads", [0, 1])
 def test_scores_similar_items_and_explanations_wait_in_the_same_line_and_are_sent_away_with_the_others(
     threads: int,
@@ -86,12 +98,12 @@ def test_scores_similar_items_and_explanations_wait_in_the_same_line_and_are_sen
     asked: list[tuple[str, str, Any]] = [
         ("POST", "/v1/score", {"user_id": "u1", "items": ["i1"]}),
         ("POST", "/v1/recommend", {"user_id": "u1", "explain": True}),
-        ("GET", "/v1/similar/i0", None),
+        ("GET", "/v1/similar/i{}", None),  # another item each: who asks for the same waits for the same answer
     ]
 
     async def crowd(method: str, path: str, body: Any) -> list[httpx.Response]:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://recfit") as client:
-            return await asyncio.gather(*(client.request(method, path, json=body) for _ in range(30)))
+            return await asyncio.gather(*(client.request(method, path.format(n), json=body) for n in range(30)))
 
     for one in asked:
         found = asyncio.run(crowd(*one))
@@ -123,3 +135,31 @@ def test_a_request_may_ask_where_its_time_went(call, threads: int) -> None:
     assert 0 < told["timings_ms"]["total"] < 1000
     assert "timings_ms" not in silent
     assert told["items"] == silent["items"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        ("POST", "/v1/recommend", {"k": 0}, 422),
+        ("POST", "/v1/recommend", {"user_id": "u1", "model": "green"}, 404),
+        ("POST", "/v1/recommend", {"user_id": "u1", "deadline_ms": 1e-6}, 504),
+        ("POST", "/v1/recommend", {"history": ["i1"]}, 500),
+        ("GET", "/v1/similar/nothing", None, 404),
+        ("GET", "/v1/similar/i1", None, 500),
+        ("GET", "/nowhere", None, 404),
+        ("GET", "/v1/recommend", None, 405),
+    ],
+)
+def test_every_refusal_has_an_id_of_its_own(
+    call, caplog: pytest.LogCaptureFixture, method: str, path: str, body: Any, status: int
+) -> None:
+    def during(request: Request) -> None:
+        if request.history == ("i1",):
+            raise ZeroDivisionError
+
+    app = app_of(FakeEngine(during))
+    found = [call(app, method, path, json=body) for _ in range(2)]
+    assert [answer.status_code for answer in found] == [status] * 2
+    one, other = (answer.json()["request_id"] for answer in found)
+    assert one != other
+    assert (f"request {one} failed" in caplog.text) == (status == 500)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from recfit.registry import find, names
@@ -200,6 +201,25 @@ def test_a_broken_index_is_named(tmp_path: Path) -> None:
     (tmp_path / "index.faiss").write_bytes(b"no index")
     with pytest.raises(BundleError, match=r"FAISS cannot read .*index\.faiss.*export the bundle again"):
         find("tables", "ivf").open_table(tmp_path, find("tables", "ivf").Config(DIM), 1)
+
+
+@pytest.mark.parametrize("codes", ["sq8", "float32"])
+@pytest.mark.parametrize("name", ["hnsw", "ivf"])
+def test_an_index_stays_in_its_file_and_answers_as_one_in_memory(
+    name: str, codes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import faiss
+
+    table, path = written(name, clustered(), tmp_path, codes=codes), tmp_path / "index.faiss"
+    assert str(path) in Path("/proc/self/maps").read_text()  # so that processes have its pages together
+    before = psutil.Process().num_threads()
+    found = table.search(QUERIES, 10, [NONE] * 20)
+    assert psutil.Process().num_threads() == before  # none reads ahead
+    monkeypatch.setattr(faiss, "IO_FLAG_MMAP_IFC", 0)
+    held = find("tables", name).open_table(tmp_path, find("tables", name).Config(DIM, codes=codes), 1)
+    for (rows, scores), (wanted, values) in zip(found, held.search(QUERIES, 10, [NONE] * 20), strict=True):
+        np.testing.assert_array_equal(rows, wanted)
+        np.testing.assert_array_equal(scores, values)
 
 
 def test_without_faiss_the_next_step_is_said() -> None:

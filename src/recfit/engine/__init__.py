@@ -13,10 +13,9 @@ import numpy as np
 
 from recfit import bundle as bundles
 from recfit.engine._reading import Asked, Reader
-from recfit.engine._similar import item_table, nearest
+from recfit.engine._similar import Neighbours, neighbours
 from recfit.registry import find
 from recfit.runtimes import Batch, Rescorer, Scorer, SessionCache, StageSpec
-from recfit.tables import Table
 from recfit.topk import Found, best, first, top_k
 from recfit.types import BundleError, ConfigError, FloatArray, IntArray, Recommendation, Request, RequestContext, Rows
 
@@ -174,13 +173,13 @@ class Engine:
         row = self._read.items.get(item_id)
         if row is None:
             return Recommendation((), (), "fallback")
-        if self._table is None:
+        if self._neighbours is None:
             return self.recommend([Request(history=(item_id,))], k)[0]
-        return self._answer(*nearest(self._table, self.bundle.n_items, row, k), "model")
+        return self._answer(*self._neighbours.nearest(row, k), "model")
 
     @cached_property
-    def _table(self) -> Table | None:
-        return item_table(self.bundle)
+    def _neighbours(self) -> Neighbours | None:
+        return neighbours(self.bundle)
 
     def candidates(self, request: Request, k: int = 10) -> IntArray:
         """The item rows that reach the deciding stage for a list of `k`; none where no model answers."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import cached_property
+
 import numpy as np
 
 from recfit.bundle import Bundle
@@ -9,26 +12,39 @@ from recfit.tables import Table, opened
 from recfit.topk import Found, top_k
 from recfit.types import FloatArray
 
-CHUNK = 32_768  # items whose vectors are held at a time
+CHUNK = 2048  # items whose vectors are held at a time: so many stay in a core's cache
 
 
-def item_table(bundle: Bundle) -> Table | None:
-    """The vectors of the bundle's items; None where a model has none, or keeps them elsewhere."""
+class Neighbours:
+    """The items of `table`, by the cosine of their vectors. Looks at all of them: what searches for inner products leaves out
+    is what is short, and no less like an item for that. 4 bytes an item are kept once one was asked for."""
+
+    def __init__(self, table: Table, n_items: int) -> None:
+        self._table, self._n_items = table, n_items
+
+    def nearest(self, row: int, k: int) -> Found:
+        """The `k` other items with the highest cosine to the item in `row`, best first."""
+        query = self._table.rows(np.array([row]))[0]
+        lengths = self._lengths * np.linalg.norm(query)
+        scores = np.concatenate([vectors @ query for vectors in self._parts()])
+        scores /= np.maximum(lengths, np.float32(1e-30))
+        scores[row] = -np.inf
+        return top_k(scores, k)
+
+    @cached_property
+    def _lengths(self) -> FloatArray:
+        """float32 [n_items]."""
+        lengths: FloatArray = np.concatenate([np.linalg.norm(vectors, axis=1) for vectors in self._parts()])
+        return lengths
+
+    def _parts(self) -> Iterator[FloatArray]:
+        for at in range(0, self._n_items, CHUNK):
+            yield self._table.rows(np.arange(at, min(at + CHUNK, self._n_items)))
+
+
+def neighbours(bundle: Bundle) -> Neighbours | None:
+    """Those of the bundle's items; None where a model has no vectors of them, or keeps them elsewhere."""
     spec, directory = bundle.stages["retrieve"], bundle.directory / "retrieve" / "table"
-    known = spec.kind == "encoder" and spec.table.get("format", "identity") != "identity" and directory.is_dir()
-    return opened(directory, spec.table, bundle.threads) if known else None
-
-
-def nearest(table: Table, n_items: int, row: int, k: int) -> Found:
-    """The `k` other items with the highest cosine to the item in `row`, best first."""
-    query = table.rows(np.array([row]))[0]
-    parts = [_cosines(table.rows(np.arange(at, min(at + CHUNK, n_items))), query) for at in range(0, n_items, CHUNK)]
-    scores = np.concatenate(parts)
-    scores[row] = -np.inf
-    return top_k(scores, k)
-
-
-def _cosines(vectors: FloatArray, query: FloatArray) -> FloatArray:
-    lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(query)
-    cosines: FloatArray = (vectors @ query) / np.maximum(lengths, np.float32(1e-30))
-    return cosines
+    if spec.kind != "encoder" or spec.table.get("format", "identity") == "identity" or not directory.is_dir():
+        return None
+    return Neighbours(opened(directory, spec.table, bundle.threads), bundle.n_items)

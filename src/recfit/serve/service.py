@@ -156,7 +156,12 @@ class Service:
         if not engine.known_item(item_id):
             message = f"the bundle does not know item {item_id[:100]!r}; /v1/bundle says which bundle it is"
             raise HttpError(404, "unknown_item", message, "item_id")
-        known = _known(model.best, await model.batcher.run(partial(engine.similar, item_id, k)))
+
+        async def make() -> Known:
+            return _known(model.best, await model.batcher.run(partial(engine.similar, item_id, k)))
+
+        key = key_of(f"similar {model.best.bundle}", Request(history=(item_id,)), k)
+        known = await self._results.get(key, make)
         return Reply(encode(_sent(known, number)), known.source)
 
     async def record(self, body: bytes | bytearray, number: str) -> Reply:

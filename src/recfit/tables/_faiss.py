@@ -90,9 +90,11 @@ def write(index: Any, vectors: FloatArray, directory: Path, settings: Settings) 
 
 
 def read(directory: Path) -> Any:
-    """The index that `write` stored."""
+    """The index that `write` stored, in place: its codes, lists and links stay in the file, so that processes share them.
+    (`IO_FLAG_MMAP` would do that for inverted lists alone, and start threads that read ahead for every search.)"""
+    faiss = library()
     try:
-        return library().read_index(str(directory / INDEX))
+        return faiss.read_index(str(directory / INDEX), faiss.IO_FLAG_MMAP_IFC)
     except RuntimeError as error:
         raise BundleError(f"FAISS cannot read {directory / INDEX}: {error}; export the bundle again") from error
 
