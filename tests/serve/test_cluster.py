@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib.util
 import json
 import os
 import signal
@@ -12,6 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import httpx
 import pytest
@@ -19,7 +22,8 @@ from test_shared import Redis
 
 from recfit.config import Serve
 from recfit.engine import open_bundle
-from recfit.serve.cluster import FLAGS, Replica
+from recfit.serve.cluster import FLAGS, TARGET, Replica, run, scale
+from recfit.serve.exposures import Exposures
 from recfit.types import ConfigError, Request
 
 START_S, STOP_S = 180.0, 90.0
@@ -92,6 +96,82 @@ def test_a_replica_holds_the_models_that_it_is_asked_for(bundle: Path, call) -> 
     assert call(app, "POST", "/v1/recommend", json={"user_id": "1", "model": "other"}).status_code == 200
     told = {model["name"]: bool(model["bundles"]) for model in call(app, "GET", "/v1/models").json()["models"]}
     assert told == {"default": True, "other": True, "never": False}
+
+
+def test_a_replica_is_well_while_its_bundle_answers(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replica = Replica(str(bundle), Serve())
+    asyncio.run(replica.check_health())
+
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("recfit.engine.Engine.recommend", broken)
+    with pytest.raises(RuntimeError, match="/readyz is 503"):
+        asyncio.run(replica.check_health())
+
+
+def test_a_replica_that_is_taken_away_has_written_its_exposures(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[str] = []
+    monkeypatch.setattr(Exposures, "close", lambda _: closed.append("log"))
+    replica = Replica(str(bundle), Serve(exposures=str(tmp_path / "log.db")))
+    assert not closed
+    replica.__del__()
+    assert closed == ["log"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_replicas_come_and_go_with_the_load_between_two_numbers() -> None:
+    assert scale(Serve(engine="ray")) == {"num_replicas": 1}
+    shared = {"engine": "ray", "redis": "redis://127.0.0.1:6379/0"}
+    assert scale(Serve(workers=3, **shared)) == {"num_replicas": 3}
+    told = scale(Serve(workers=2, most_workers=8, **shared))
+    limits = {"min_replicas": 2, "max_replicas": 8, "target_ongoing_requests": TARGET}
+    assert told == {"autoscaling_config": limits}
+    if importlib.util.find_spec("ray"):
+        from ray.serve.config import AutoscalingConfig
+
+        assert AutoscalingConfig(**told["autoscaling_config"]).max_replicas == 8
+
+
+@pytest.mark.parametrize(("before", "address"), [(True, "10.0.0.1:6379"), (False, "10.0.0.1:6379"), (False, None)])
+def test_a_serve_that_was_there_before_stays(
+    bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    before: bool,
+    address: str | None,
+) -> None:
+    """Other apps run on it; and where it listens, its own settings say."""
+    ray, serve = MagicMock(), MagicMock()
+    ray.serve = serve
+    if not before:
+        ray.get_actor.side_effect = ValueError("no such actor")
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for name, value in {**FLAGS, **({"RAY_ADDRESS": address} if address else {})}.items():
+        monkeypatch.setenv(name, value)
+    handlers = {sig: signal.getsignal(sig) for sig in (signal.SIGTERM, signal.SIGINT)}
+    told: list[dict[str, str]] = []
+
+    def tell(greeting: dict[str, str]) -> None:
+        told.append(greeting)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    try:
+        run(bundle, Serve(engine="ray", port=8123), tell)
+    finally:
+        for sig, handler in handlers.items():
+            signal.signal(sig, handler)
+    serve.delete.assert_called_once_with("recfit")
+    assert serve.shutdown.called == (not before)
+    ray.shutdown.assert_called_once_with()
+    assert told == [{"serving": "tiny", **({} if before else {"url": "http://127.0.0.1:8123"})}]
+    assert ("not at 127.0.0.1 port 8123" in caplog.text) == before
+    assert ("the machines of 10.0.0.1:6379 need RAY_SERVE_ENABLE_HA_PROXY=1" in caplog.text) == (
+        not before and address is not None
+    )
 
 
 @pytest.mark.parametrize(

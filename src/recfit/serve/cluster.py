@@ -15,11 +15,13 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message
 
 from recfit.bundle import read_manifest
 from recfit.config import Serve
 from recfit.types import ConfigError
+
+log = logging.getLogger("recfit.serve")
 
 FLAGS = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -31,10 +33,18 @@ ONGOING = 64
 TARGET = 2.0
 """Requests under way in a replica, on average, above which another one is started: one being answered and one that waits."""
 NAME = "recfit"
+THERE_BEFORE = (
+    "Serve runs on this cluster already: it listens where it was told to, not at %s port %d, and in front is Ray's slow proxy "
+    "unless the machines were started with %s"
+)
+ELSEWHERE = (
+    "the machines of %s need %s in the environment of their `ray start`: without it Ray's slow proxy is in front"
+)
 
 
 class Replica:
-    """One process of the cluster. The bundle lies at the same path on every machine."""
+    """One process of the cluster. The bundle lies at the same path on every machine. Ray calls `check_health` now and then, and
+    `__del__` where it takes the replica away."""
 
     def __init__(self, bundle: str, settings: Serve) -> None:
         from recfit.serve.run import app_of, engines_of
@@ -45,29 +55,67 @@ class Replica:
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return self._app
 
+    async def check_health(self) -> None:
+        """Raises where the bundle does not answer; Ray then starts another replica in the place of this one."""
+        status = await status_of(self._app, "/readyz")
+        if status != 200:
+            raise RuntimeError(f"/readyz is {status}; what was logged before says why")
+
+    def __del__(self) -> None:
+        self._open.close()  # writes the last rows of the exposure log
+
+
+async def status_of(app: ASGIApp, path: str) -> int:
+    """What `app` answers to a GET, without a network."""
+    found = list[int]()
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            found.append(message["status"])
+
+    asked = {
+        "method": "GET",
+        "path": path,
+        "raw_path": path.encode(),
+        "root_path": "",
+        "query_string": b"",
+        "headers": [],
+    }
+    of_server = {"scheme": "http", "http_version": "1.1", "server": ("127.0.0.1", None), "client": None}
+    await app({"type": "http", "asgi": {"version": "3.0"}, **asked, **of_server}, receive, send)
+    return found[0]
+
+
+def scale(settings: Serve) -> dict[str, Any]:
+    """How many replicas: as many as there are workers, or up to `most_workers`, by what is under way in them."""
+    if settings.most_workers <= settings.workers:
+        return {"num_replicas": settings.workers}
+    limits = {"min_replicas": settings.workers, "max_replicas": settings.most_workers}
+    return {"autoscaling_config": {**limits, "target_ongoing_requests": TARGET}}
+
 
 def application(bundle: Path, settings: Serve) -> Any:
     """What `ray.serve.run` takes."""
     from ray import serve
 
-    scale: dict[str, Any] = {"num_replicas": settings.workers}
-    if settings.most_workers > settings.workers:
-        limits = {"min_replicas": settings.workers, "max_replicas": settings.most_workers}
-        scale = {"autoscaling_config": {**limits, "target_ongoing_requests": TARGET}}
     deployed: Any = serve.deployment(
         serve.ingress()(Replica),
         name=NAME,
         max_ongoing_requests=ONGOING,
         ray_actor_options={"num_cpus": 1},
         graceful_shutdown_timeout_s=settings.drain_s + 30,
-        **scale,
+        **scale(settings),
     )
     return deployed.bind(str(bundle.resolve()), settings)
 
 
 def run(bundle: Path, settings: Serve, tell: Callable[[dict[str, str]], None]) -> None:
     """Deploy to the cluster that `RAY_ADDRESS` names, or to one that is started on this machine; returns after SIGTERM or
-    SIGINT, when the app is gone from it. Raises `ConfigError` without Ray."""
+    SIGINT, when the app is gone from it. A Serve that ran there before stays, with its other apps; where it listens is its own
+    affair, and told by nobody here. Raises `ConfigError` without Ray."""
     os.environ.update({name: value for name, value in FLAGS.items() if name not in os.environ})
     ray: Any  # its types differ from release to release
     serve: Any
@@ -77,15 +125,40 @@ def run(bundle: Path, settings: Serve, tell: Callable[[dict[str, str]], None]) -
     except ImportError as error:
         raise ConfigError("ray is not installed; pip install 'recfit[ray]'") from error
     stopping = Event()
+    ray.init(include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False)
     try:
-        ray.init(include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False)
+        before = _serves(ray)
         serve.start(http_options={"host": settings.host, "port": settings.port})
-        serve.run(application(bundle, settings), name=NAME, route_prefix="/")
-        for sig in (signal.SIGTERM, signal.SIGINT):  # now, since `ray.init` has put its own in place
-            signal.signal(sig, lambda *_: stopping.set())
-        tell({"serving": read_manifest(bundle)["name"], "url": f"http://{settings.host}:{settings.port}"})
-        stopping.wait()
-        serve.delete(NAME)
+        try:
+            serve.run(application(bundle, settings), name=NAME, route_prefix="/")
+            for sig in (signal.SIGTERM, signal.SIGINT):  # now, since `ray.init` has put its own in place
+                signal.signal(sig, lambda *_: stopping.set())
+            tell(_greeting(bundle, settings, before))
+            stopping.wait()
+        finally:
+            serve.delete(NAME)
+            if not before:
+                serve.shutdown()  # takes every app of the cluster
     finally:
-        serve.shutdown()
         ray.shutdown()
+
+
+def _serves(ray: Any) -> bool:
+    """Whether somebody else started Serve on this cluster."""
+    try:
+        ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
+    except ValueError:
+        return False
+    return True
+
+
+def _greeting(bundle: Path, settings: Serve, before: bool) -> dict[str, str]:
+    """What is told of the app; the log says what a cluster of others makes of the settings."""
+    told = {"serving": read_manifest(bundle)["name"]}
+    flags = ", ".join(f"{name}={os.environ[name]}" for name in FLAGS)
+    if before:
+        log.warning(THERE_BEFORE, settings.host, settings.port, flags)
+        return told
+    if address := os.environ.get("RAY_ADDRESS"):
+        log.warning(ELSEWHERE, address, flags)
+    return {**told, "url": f"http://{settings.host}:{settings.port}"}
