@@ -45,6 +45,7 @@ def test_without_one_nobody_may_ask(call, app: Guard, headers: dict[str, str]) -
     answer = call(app, "POST", PATH, json=BODY, headers=headers)
     assert (answer.status_code, answer.json()["error"]["code"]) == (401, "unauthorized")
     assert answer.headers["www-authenticate"] == "Bearer"
+    assert answer.json()["request_id"] != call(app, "POST", PATH, json=BODY, headers=headers).json()["request_id"]
     for path in ("/v1/bundle", "/metrics", "/openapi.json", "/nowhere", "/admin/models/default"):
         assert call(app, "GET", path, headers=headers).status_code == 401
 

@@ -255,6 +255,18 @@ def test_openapi_has_what_version_3_1_requires(document) -> None:
         assert all(response["description"] and response["content"] for response in operation["responses"].values())
 
 
+def test_openapi_says_who_may_ask(document) -> None:
+    schemes = document["components"]["securitySchemes"]
+    assert schemes["bearer"] == {"type": "http", "scheme": "bearer"}
+    assert (schemes["key"]["in"], schemes["key"]["name"]) == ("header", "X-API-Key")
+    assert document["security"] == [{}, {"bearer": []}, {"key": []}]  # a server without keys lets everybody in
+    for method, path, operation in operations(document):
+        free = path in ("/healthz", "/v2/health/live", "/v2/health/ready")
+        assert (operation.get("security") == []) == free
+        assert ({"401", "429"} <= operation["responses"].keys()) != free
+        assert ("408" in operation["responses"]) == (method == "post")
+
+
 def test_openapi_references_resolve(document) -> None:
     references = re.findall(r'"\$ref": "#/components/schemas/(\w+)"', json.dumps(document))
     assert len(references) > 20
@@ -319,9 +331,12 @@ def test_openapi_says_what_the_decoder_does(document) -> None:
     assert document["paths"][PATH]["post"]["responses"].keys() == {
         "200",
         "400",
+        "401",
         "404",
+        "408",
         "413",
         "422",
+        "429",
         "500",
         "503",
         "504",

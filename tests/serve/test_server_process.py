@@ -21,7 +21,7 @@ import pytest
 from fake_engine import FakeEngine
 
 from recfit.config import Serve
-from recfit.serve.run import ADMIN, bind, listen, serve, url
+from recfit.serve.run import ADMIN, bind, cautions, listen, serve, url
 from recfit.types import ConfigError
 
 HERE = Path(__file__).parent
@@ -320,3 +320,22 @@ def test_serving_never_loads_torch() -> None:
     program = "import sys, recfit.serve.run, recfit.cli; print('torch' in sys.modules, 'pandas' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "False False\n"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (Serve(), []),
+        (Serve(host="localhost", workers=2, events="e.db", admin_port=0), []),
+        (Serve(host="::1"), []),
+        (Serve(host="0.0.0.0"), ["who reaches 0.0.0.0 port 8000 may ask"]),
+        (Serve(host="shop.example"), ["who reaches shop.example"]),
+        (Serve(host="0.0.0.0", keys="keys.toml"), []),
+        (Serve(workers=3, events="e.db"), ["one of 3 workers, another one each time: with --admin-port"]),
+        (Serve(workers=3, engine="ray", redis="redis://r"), []),
+    ],
+)
+def test_what_may_not_be_meant_is_told_at_the_start(settings: Serve, said: list[str]) -> None:
+    found = list(cautions(settings))
+    assert len(found) == len(said)
+    assert all(words in caution for words, caution in zip(said, found, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 from starlette.exceptions import HTTPException
@@ -9,8 +10,10 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from recfit.serve import v2
-from recfit.serve.http import overloaded
+from recfit.serve.http import overloaded, refusal, request_id
 from recfit.serve.schema import HttpError, encode
+
+log = logging.getLogger("recfit.serve")
 
 
 async def refuse(request: HttpRequest, error: Exception) -> Response:
@@ -35,17 +38,22 @@ async def busy(request: HttpRequest, _: Exception) -> Response:
 
 
 async def fail(request: HttpRequest, _: Exception) -> Response:
-    """Starlette raises the exception again once this is sent, and the server logs it."""
-    return as_response(request, HttpError(500, "internal", "the server failed; its log has the reason"))
+    """Starlette raises the exception again once this is sent, and the server logs it below this line."""
+    number = request_id()
+    log.error("request %s failed", number)
+    failed = HttpError(500, "internal", f"the server failed; its log has the reason under {number}")
+    return as_response(request, failed, number=number)
 
 
-def as_response(request: HttpRequest, refused: HttpError, headers: Mapping[str, str] | None = None) -> Response:
+def as_response(
+    request: HttpRequest, refused: HttpError, headers: Mapping[str, str] | None = None, number: str | None = None
+) -> Response:
     own = {name.decode(): value.decode() for name, value in refused.headers}
-    body = body_of(refused, request.url.path)
+    body = body_of(refused, request.url.path, number)
     return Response(body, refused.status, {**own, **(headers or {})}, "application/json")
 
 
-def body_of(refused: HttpError, path: str) -> bytes:
-    """The Open Inference Protocol has a text for an error, and nothing else."""
+def body_of(refused: HttpError, path: str, number: str | None = None) -> bytes:
+    """A request that has no `number` yet gets one. The Open Inference Protocol has a text for an error, and nothing else."""
     of_protocol = path == "/v2" or path.startswith("/v2/")
-    return encode(v2.Refused(refused.problem.message)) if of_protocol else refused.body
+    return encode(v2.Refused(refused.problem.message)) if of_protocol else refusal(refused, number or request_id())

@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from recfit.serve.batcher import LateError, OverloadError
 from recfit.serve.metrics import Metrics
-from recfit.serve.schema import MAX_BODY, HttpError
+from recfit.serve.schema import MAX_BODY, ErrorResponse, HttpError, encode
 
 log = logging.getLogger("recfit.serve")
 
@@ -78,15 +78,23 @@ class Post:
         try:
             return 200, await self._answer(await read_body(receive), number)
         except HttpError as refused:
-            return refused.status, Reply(refused.body, headers=refused.headers)
+            return _no(refused, number)
         except LateError:
-            return 504, Reply(late().body)
+            return _no(late(), number)
         except OverloadError:
-            full = overloaded()
-            return full.status, Reply(full.body, headers=full.headers)
+            return _no(overloaded(), number)
         except Exception:
             log.exception("request %s failed in the engine", number)
-            return 500, Reply(engine_failed(number).body)
+            return _no(engine_failed(number), number)
+
+
+def _no(refused: HttpError, number: str) -> tuple[int, Reply]:
+    return refused.status, Reply(refusal(refused, number), headers=refused.headers)
+
+
+def refusal(refused: HttpError, number: str) -> bytes:
+    """The body that says no to the request with this id."""
+    return encode(ErrorResponse(refused.problem, number))
 
 
 def overloaded() -> HttpError:

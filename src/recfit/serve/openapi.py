@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
 import msgspec
 
 from recfit.serve import v2
+from recfit.serve.guard import OPEN
 from recfit.serve.schema import (
     BatchRequest,
     BatchResponse,
@@ -54,16 +56,24 @@ STRUCTS = (
 )
 ERRORS = {
     "400": "The body is not JSON",
+    "401": "The server wants a key, and this is none that it knows",
     "404": "There is no such model, or the bundle does not know the item",
+    "408": "The request did not come in within ten seconds",
     "409": "The server keeps no exposure log",
     "413": "The body is over 64 KiB",
     "422": "It is no request; `field` names the part",
+    "429": "The key made more requests than it may; `Retry-After` says when the next one may come",
     "500": "The engine failed",
     "503": "The model cannot be loaded, the canary failed, or the server is about to stop",
     "504": "The deadline passed before the request could be run",
 }
-
-
+BEARER, KEY = "bearer", "key"
+SCHEMES = {
+    BEARER: {"type": "http", "scheme": "bearer"},
+    KEY: {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
+SECURITY: Sequence[Schema] = ({}, {BEARER: []}, {KEY: []})
+"""Nothing where the server was given no `--keys`, else a key in one of two headers."""
 MODEL = {"name": "model", "in": "query", "schema": {"type": "string"}}
 
 
@@ -75,10 +85,26 @@ def document() -> bytes:
         {
             "openapi": "3.1.0",
             "info": {"title": "recfit", "version": version("recfit"), "license": {"name": "Apache-2.0"}},
-            "paths": _paths(schema),
-            "components": {"schemas": components},
+            "security": SECURITY,
+            "paths": _guarded(_paths(schema), schema),
+            "components": {"schemas": components, "securitySchemes": SCHEMES},
         }
     )
+
+
+def _guarded(paths: Schema, schema: dict[type, Schema]) -> Schema:
+    """With what is said before a route is asked: to who may not ask, or not so often, and to whose body does not come in.
+    Somebody without a key may ask for what load balancers do, unless that names a model."""
+    for path, operations in paths.items():
+        error = schema[v2.Refused if path.startswith("/v2") else ErrorResponse]
+        for operation in operations.values():
+            if path not in OPEN or "parameters" in operation:
+                operation["responses"] |= _errors(error, "401", "429")
+            else:
+                operation["security"] = []
+            if "requestBody" in operation:
+                operation["responses"] |= _errors(schema[ErrorResponse], "408")
+    return paths
 
 
 def _paths(schema: dict[type, Schema]) -> Schema:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
 import logging
 import multiprocessing
@@ -56,6 +57,8 @@ CLOSE = (b"connection", b"close")
 def run(bundle: str | Path, settings: Serve, *, json_greeting: bool = False) -> None:
     """Serve the bundle in this directory; returns after SIGTERM or SIGINT. Raises `BundleError` and `ConfigError`."""
     _log()
+    for caution in cautions(settings):
+        log.warning(caution)
     say = partial(_say, json_greeting=json_greeting)
     if settings.engine == "ray":
         cluster.run(Path(bundle), settings, lambda told: say([told]))
@@ -75,6 +78,25 @@ def run(bundle: str | Path, settings: Serve, *, json_greeting: bool = False) -> 
             workers.run(work, places, say)
         else:
             work(places[0], lambda told: say([told]))
+
+
+def cautions(settings: Serve) -> Iterator[str]:
+    """What is allowed and may not be meant."""
+    if settings.keys is None and not _of_this_machine(settings.host):
+        yield f"who reaches {settings.host} port {settings.port} may ask: without --keys FILE it takes no key"
+    if settings.engine == "local" and settings.workers > 1 and settings.admin_port is None:
+        yield (
+            f"the numbers at /metrics are those of one of {settings.workers} workers, another one each time: with --admin-port "
+            "each has a port of its own, where its bundles are swapped too"
+        )
+
+
+def _of_this_machine(host: str) -> bool:
+    """Whether nobody else reaches `host`; a name that is no address may be anything."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _work(
@@ -121,7 +143,8 @@ def _say(told: Sequence[Told], json_greeting: bool = False) -> None:
         print(json.dumps({**one, **({"admin": operators} if len(told) > 1 and operators else {})}), flush=True)
         return
     ports = f", operators at {', '.join(operators)}" if operators else ""
-    print(f"serving {one['serving']} at {one['url']}{ports}", flush=True)
+    place = one.get("url", "the address of the Serve that was there before")
+    print(f"serving {one['serving']} at {place}{ports}", flush=True)
 
 
 def serve(

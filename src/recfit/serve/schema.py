@@ -174,10 +174,11 @@ class Problem(msgspec.Struct, frozen=True):
     field: str | None = None
 
 
-class ErrorResponse(msgspec.Struct, frozen=True):
-    """The body of every answer with a status of 400 or more."""
+class ErrorResponse(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The body of every answer with a status of 400 or more. One to a request that did not come in has no `request_id`."""
 
     error: Problem
+    request_id: str | None = None
 
 
 class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
