@@ -13,6 +13,8 @@ from typing import Any
 import httpx
 import pytest
 from fake_engine import ITEMS, FakeEngine
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import toys
 from recfit.pipeline import CachePlan
@@ -21,7 +23,7 @@ from recfit.serve import lately
 from recfit.serve.app import make_app
 from recfit.serve.fleet import DEFAULT, Fleet, Paths, Served, opened
 from recfit.serve.schema import HttpError
-from recfit.types import BundleError, Recommendation, Request
+from recfit.types import BundleError, RecfitError, Recommendation, Request
 
 PATH, ADMIN = "/v1/recommend", 9
 
@@ -347,6 +349,73 @@ def test_who_asks_for_what_is_being_loaded_waits_no_longer_than_they_would_in_li
 
     asyncio.run(run())
     assert opening.paths == ["red"]
+
+
+@pytest.mark.parametrize("threads", [0, 1])
+@pytest.mark.parametrize("bundle", ["bad", "dead"])
+def test_a_server_stays_ready_while_a_bundle_comes_that_is_refused(opening: Opening, threads: int, bundle: str) -> None:
+    app = make_app(fleet := fleet_of(opening, threads=threads))
+    opening.wait.clear()
+
+    async def run() -> list[int]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://recfit") as client:
+            swapping = asyncio.create_task(fleet.swap(DEFAULT, [Path(bundle)]))
+            found = [(await client.get("/readyz")).status_code for _ in range(5)]
+            assert not swapping.done()
+            opening.wait.set()
+            while not swapping.done():
+                found.append((await client.get("/readyz")).status_code)
+                await asyncio.sleep(0)
+            with pytest.raises(RecfitError):
+                await swapping
+            found.append((await client.get("/readyz")).status_code)
+            assert (await client.get("/v1/bundle")).json()["bundle"] == "id of first"
+            return found
+
+    assert set(asyncio.run(run())) == {200}
+
+
+class Offset(FakeEngine):
+    """Leaves out the first `least` items of the catalogue."""
+
+    def __init__(self, least: int) -> None:
+        super().__init__()
+        self.least = least
+        self.manifest: Mapping[str, Any] = {**self.manifest, "bundle_id": f"without {least}"}
+
+    def recommend(self, requests: Sequence[Request], k: int = 10, **_: object) -> list[Recommendation]:
+        shorter = [replace(request, exclude=(*request.exclude, *ITEMS[: self.least])) for request in requests]
+        return super().recommend(shorter, k)
+
+
+ASKED = st.tuples(
+    st.sampled_from(["default", "red", "blue"]),
+    st.lists(st.sampled_from(ITEMS), min_size=1, max_size=5).map(tuple),
+    st.integers(1, 60),
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(asked=st.lists(ASKED, min_size=1, max_size=40), threads=st.sampled_from([0, 1, 2]))
+def test_models_together_answer_as_each_alone(asked: list[tuple[str, tuple[str, ...], int]], threads: int) -> None:
+    engines = {"default": Offset(0), "red": Offset(3), "blue": Offset(7)}
+    paths = {name: [Path(name)] for name in ("red", "blue")}
+    fleet = Fleet([engines["default"]], threads=threads, paths=paths, open_engine=lambda path: engines[path.name])
+    app = make_app(fleet)
+    bodies = [{"model": model, "history": history, "k": k} for model, history, k in asked]
+
+    async def run() -> list[Any]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://recfit") as client:
+            single = [client.post(PATH, json=body) for body in bodies]
+            batch = client.post(f"{PATH}/batch", json={"requests": bodies})
+            *answers, together = await asyncio.gather(*single, batch)
+            assert [outcome["answer"]["items"] for outcome in together.json()["outcomes"]] == [
+                answer.json()["items"] for answer in answers
+            ]
+            return [answer.json()["items"] for answer in answers]
+
+    alone = [engines[model].recommend([Request(history=history)], k)[0].items for model, history, k in asked]
+    assert [tuple(item["item_id"] for item in items) for items in asyncio.run(run())] == alone
 
 
 def test_what_was_used_least_recently_leaves_when_memory_is_short(opening: Opening) -> None:
