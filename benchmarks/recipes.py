@@ -14,6 +14,7 @@ lies beside the JSON.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import tempfile
 import time
@@ -30,6 +31,7 @@ from benchmarks.record import save
 from recfit import bundle as bundles
 from recfit import config, measure
 from recfit import pipeline as pipelines
+from recfit.export.stage import REPORT
 from recfit.measure import Measurement
 from recfit.measure.statistics import Interval, paired
 from recfit.search.bench import Bench, prepare
@@ -101,6 +103,12 @@ def finals(workshop: Workshop, wanted: Sequence[Entry], folder: Path, limits: Ma
     return found
 
 
+def restored(bundle: Path) -> list[str]:
+    """The layers that the reports of the bundle's quantized graphs name as float32, those that move the answer most first."""
+    reports = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(bundle.rglob(REPORT))]
+    return [part["layer"] for report in reports for part in report["layers"] if part["format"] == "float32"]
+
+
 def measured(
     bench: Bench, paths: Sequence[Path], metrics: Sequence[str], times_only: Collection[Path] = ()
 ) -> list[Measurement]:
@@ -138,6 +146,7 @@ def row(
         "steps": entry.recipe.to_json(),
         "claim": entry.claim,
         "notes": bundles.read_manifest(made.path)["recipe"]["notes"],
+        "restored": restored(made.path),
         "seconds": round(made.seconds, 1),
         "kept": gap and found[metric] / old,
         "kept_interval": gap and [1 + gap.low / old, 1 + gap.high / old],
@@ -175,7 +184,7 @@ def _times(ratio: float | None) -> str:
     return f" ({ratio:.1f}x)" if ratio and ratio < 100 else f" ({ratio:.0f}x)" if ratio else ""
 
 
-def _label(recipes: Path) -> str:
+def label(recipes: Path) -> str:
     return recipes.parent.name if recipes.stem == "recipes" else recipes.stem
 
 
@@ -216,7 +225,7 @@ def main() -> None:
         "protocol": dict(found[0].protocol),
         "rows": rows,
     }
-    path = save("recipes", _label(given.recipes), record)
+    path = save("recipes", label(given.recipes), record)
     picture = tradeoff(rows, metric, path.with_suffix(".svg"))
     print(*table(rows, metric), path, picture, sep="\n")
 

@@ -2,6 +2,7 @@
 within 0.001 of its AUC.
 
     python -m benchmarks.seeds.ctr.run FOLDER runs/seeds/ctr
+    python -m benchmarks.seeds.ctr.run FOLDER runs/seeds/ctr --recipes benchmarks/seeds/ctr/ctr_features.toml
 
 FOLDER holds `frappe.validation.libfm` and `frappe.test.libfm` (github.com/hexiangnan/neural_factorization_machine,
 data/frappe): the first is learned from, the second judged by. A request is a user in a context, its columns are its
@@ -42,6 +43,7 @@ FIT = Fit(epochs=80, patience=15, batch_size=512, learning_rate=3e-3, weight_dec
 LIMITS = {"memory_gb": 8.0, "seconds": 3600.0}
 HELD_OUT = 0.1  # of the clicks: they end trainings
 RESAMPLES = 400
+RECIPES = Path(__file__).with_name("recipes.toml")
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="the folder of the two files")
     parser.add_argument("directory", type=Path, help="where the original and trained prefixes are kept")
+    parser.add_argument(
+        "--recipes", type=Path, default=RECIPES, help="TOML with [[recipe]] tables (those beside this file)"
+    )
     given = parser.parse_args()
     split, pairs = frame(*(read(given.data / f"frappe.{name}.libfm") for name in ("validation", "test")))
     workshop = Workshop(
@@ -147,7 +152,7 @@ def main() -> None:
     isolated(original, split, workshop.original, **LIMITS)
     plan = measure.Plan()
     with tempfile.TemporaryDirectory() as folder:
-        made = recipes.finals(workshop, recipes.entries(Path(__file__).with_name("recipes.toml")), Path(folder), LIMITS)
+        made = recipes.finals(workshop, recipes.entries(given.recipes), Path(folder), LIMITS)
         scores = [isolated(scored, one.path, pairs, **LIMITS) for one in made]
         found = measure.latency([one.path for one in made], split.test, plan)
         metrics = [
@@ -166,7 +171,7 @@ def main() -> None:
         "protocol": {**protocol, "ranking": "all apps for one request (latency); the test file's pairs (AUC)"},
         "rows": rows,
     }
-    path = save("recipes", "ctr", record)
+    path = save("recipes", recipes.label(given.recipes), record)
     print(*recipes.table(rows, "auc"), path, tradeoff(rows, "AUC", path.with_suffix(".svg")), sep="\n")
 
 
