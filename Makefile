@@ -28,13 +28,19 @@ bench-seeds: seeds-data $(VENV)/.dev
 	$(BIN)/python $(SEEDS)/movie/original.py $(DATA) runs/seeds/movie
 	$(RECIPES) $(SEEDS)/movie/settings.toml $(SEEDS)/movie/recipes.toml --data $(DATA)
 	$(RECIPES) $(SEEDS)/ncf/settings.toml $(SEEDS)/ncf/recipes.toml --data $(DATA) --metric recall@10
+	$(RECIPES) $(SEEDS)/ncf/settings.toml $(SEEDS)/ncf/ncf_two_stage.toml --data $(DATA) --metric recall@10
 	$(RECIPES) $(SEEDS)/small/settings.toml $(SEEDS)/small/recipes.toml --data $(DATA)
+	$(RECIPES) $(SEEDS)/small/settings.toml $(SEEDS)/small/small_codes.toml --data $(DATA)
+	$(RECIPES) $(SEEDS)/small/settings.toml $(SEEDS)/small/small_bits.toml --data $(DATA)
 	$(RECIPES) $(SEEDS)/small/settings.toml $(SEEDS)/distillation/recipes.toml --data $(DATA)
 	$(if $(BEAUTY),$(RECIPES) $(SEEDS)/beauty/settings.toml $(SEEDS)/beauty/recipes.toml --data $(BEAUTY))
+	$(if $(BEAUTY),$(RECIPES) $(SEEDS)/beauty/settings.toml $(SEEDS)/beauty/beauty_bits.toml --data $(BEAUTY))
 	$(if $(FRAPPE),$(BIN)/python -m benchmarks.seeds.ctr.run $(FRAPPE) runs/seeds/ctr)
-	$(BIN)/recfit optimize $(SEEDS)/movie/settings.toml
+	$(if $(FRAPPE),$(BIN)/python -m benchmarks.seeds.ctr.run $(FRAPPE) runs/seeds/ctr \
+		--recipes $(SEEDS)/ctr/ctr_features.toml)
+	$(BIN)/python -m benchmarks.optimized $(SEEDS)/movie/optimize.toml
 
-# Says at once what is missing; MovieLens-1M then lies where settings.toml, which `optimize` takes no other data for, looks.
+# Says at once what is missing; MovieLens-1M then lies where optimize.toml, which takes no other data, looks.
 GIVE := pass DATA=FILE (MovieLens-1M) and, if you like, BEAUTY=FILE (Amazon Beauty) and FRAPPE=FOLDER; \
 	docs/seeds.md says what they are and where to get them
 seeds-data:
