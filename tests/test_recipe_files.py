@@ -71,8 +71,8 @@ def test_a_row_names_the_layers_that_stayed_float32(tmp_path: Path) -> None:
     report = tmp_path / "retrieve" / "quantization.json"
     report.parent.mkdir()
     report.write_text(json.dumps({"layers": layers}))
-    assert recipes.restored(tmp_path) == ("/up",)
-    assert recipes.restored(tmp_path / "none") == ()
+    assert recipes.restored(tmp_path) == ["/up"]
+    assert recipes.restored(tmp_path / "none") == []
 
 
 def test_the_committed_budget_of_the_movie_scenario_is_that_of_the_same_original() -> None:
