@@ -110,6 +110,7 @@ import toys
 from recfit.engine import open_bundle
 from recfit.export import export
 from recfit.pipeline import Stage
+from recfit.search.propose import exclude
 from recfit.techniques import applied, available, make
 from recfit.types import Request
 from pathlib import Path
@@ -120,7 +121,10 @@ if __name__ == "__main__":
     context = context_of("sasrec")
     proposed = [step for variants in available() for step in variants(context)]
     assert any(type(step).__module__ == "recfit.techniques.early_exit" for step in proposed)
-    pipeline = applied(make("early_exit", {"layers": 1}), context.original, context)
+    shallow = make("early_exit", {"layers": 1})
+    assert exclude(make("prune", {"axis": "layers"}), shallow)
+    assert not exclude(make("matryoshka", {}), shallow)
+    pipeline = applied(shallow, context.original, context)
     assert pipeline.main.model.axes()["layers"] == 1
     pipeline = pipeline.with_main(replace(pipeline.main, table="float16"))
     path = export(pipeline, toys.around(), Path(sys.argv[1]), name="own", recipe={"id": "own", "steps": []})

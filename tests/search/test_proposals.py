@@ -30,6 +30,7 @@ STEPS = [
 ]
 BUDGET = Budget.of({"ndcg@10": "80%", "p99_ms": "0.5x"})
 CONTEXT = SimpleNamespace()
+EMPTY = SimpleNamespace(candidates={})
 
 
 @pytest.fixture(autouse=True)
@@ -300,3 +301,49 @@ def test_one_chain_has_one_student(study):
         assert [child for child, _ in propose._children(Recipe((student,)), first, study)] == [
             Recipe((student, STEPS[4]))
         ]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "room"),
+    [
+        (make("codes", {}), make("sparsify", {}), True),
+        (make("codes", {}), make("low_rank", {}), True),
+        (make("low_rank", {}), make("sparsify", {}), True),
+        (make("sparsify", {}), make("prune_items", {}), True),
+        (make("distill", {"kind": "mlp"}), make("matryoshka", {}), True),
+        (make("prune", {"axis": "ffn"}), make("prune", {"axis": "heads"}), True),
+        (make("prune", {"axis": "ffn"}), make("sparsify", {}), True),
+        (make("prune", {"axis": "embedding_dim"}), make("reduce", {}), False),
+        (make("distill", {"kind": "mlp"}), make("simplify", {"kind": "ease"}), False),
+        (make("quantize", {}), make("qat", {}), False),
+        (make("sparsify", {}), make("qat", {}), False),
+        (make("sparsify", {}), make("quantize", {}), True),
+        (make("cache", {}), make("cache", {"key": "state"}), False),
+    ],
+    ids=str,
+)
+def test_a_chain_has_room_for_what_works_on_different_things(one, other, room):
+    first = [Recipe((one,)), Recipe((other,))]
+    found = [child for step in (one, other) for child, _ in propose._children(Recipe((step,)), first, EMPTY)]
+    assert {child.id for child in found} == ({Recipe((one,)).then(other).id} if room else set())
+
+
+def test_zeros_come_after_what_would_fill_them_and_codes_before_what_cannot_be_turned():
+    steps = [make(name, {}) for name in ("sparsify", "low_rank", "codes")]
+    chain = Recipe()
+    for step in steps:
+        chain = chain.then(step)
+    assert [*chain.steps] == steps[::-1]
+
+
+def test_without_a_limit_on_quality_chains_are_steered_to_keep_it(study):
+    """The fastest step gives up all of it; the first chain has the other, and a budget that allows that is steered as told."""
+    for step, share, p99 in ((STEPS[0], 0.3, 0.4), (STEPS[3], 0.99, 3.0), (STEPS[4], 0.99, 2.0), (STEPS[7], 0.99, 3.0)):
+        record(study, Recipe((step,)), share, p99)
+    first = [Recipe((STEPS[at],)) for at in (0, 3, 4, 7)]
+
+    def next_chain(budget):
+        return next(iter(proposals(study, budget, CONTEXT, first, lambda: 1.0))).recipe
+
+    assert STEPS[0] not in next_chain(Budget.of(objective="latency")).steps
+    assert STEPS[0] in next_chain(Budget.of({"ndcg@10": "20%"}, objective="latency")).steps

@@ -53,6 +53,19 @@ RECIPES: dict[str, tuple[str, Steps]] = {
             ("cache", {"share": 0.3, "length": 20}),
         ],
     ),
+    "codes -> low_rank -> sparsify -> prune_items": (
+        "sasrec",
+        [
+            ("codes", {"parts": 4, "codes": 8, "epochs": 1}),
+            ("low_rank", {"epochs": 1}),
+            ("sparsify", {"epochs": 1}),
+            ("prune_items", {"keep": 0.7}),
+        ],
+    ),
+    "distill -> matryoshka -> sparsify": (
+        "sasrec",
+        [STUDENT, ("matryoshka", {"epochs": 1}), ("sparsify", {"epochs": 1})],
+    ),
     "prune -> two_stage -> cache": (
         "neumf",
         [

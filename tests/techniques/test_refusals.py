@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import toys
+from recfit import techniques
 from recfit.models import mlp
 from recfit.pipeline import Pipeline, RuntimePlan, Stage
 from recfit.techniques import Context, applied, available, describe, make, quantize
@@ -238,6 +240,17 @@ def test_wanted_techniques_come_in_recipe_order() -> None:
     assert [step.order for step in found] == sorted(step.order for step in found)
     assert {step.family for step in found} == {"prune", "quantize", "runtime"}
     with pytest.raises(ConfigError, match="no technique named 'melt'"):
+        available(["melt"])
+
+
+def test_a_technique_that_does_not_say_what_it_works_on_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Technique:
+        family, order, trains = "prune", 25, False
+
+    monkeypatch.setattr(techniques, "find", lambda room, name: SimpleNamespace(Technique=Technique))
+    with pytest.raises(
+        ConfigError, match=r"technique 'melt' does not declare works_on; docs/extend\.md has an example"
+    ):
         available(["melt"])
 
 

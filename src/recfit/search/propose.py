@@ -11,7 +11,7 @@ import numpy as np
 from recfit.measure.statistics import interval
 from recfit.models import as_module
 from recfit.pipeline import Pipeline
-from recfit.search.budget import Budget, Measured, shortfall
+from recfit.search.budget import Budget, Limit, Measured, shortfall
 from recfit.search.recipe import Recipe
 from recfit.search.study import Candidate, Study
 from recfit.techniques import Context, Technique, applied, available
@@ -21,6 +21,8 @@ from recfit.types import RecfitError
 SINGLES_SHARE = 0.4
 # Share of the original's parameters below which a model is trained in a fraction of the time.
 SMALL = 0.25
+# Share of the original's quality that chains should keep where the budget has no limit on it (docs/search.md).
+KEPT = 0.9
 # One chain in so many widens the frontier instead of serving this study's budget.
 BROAD = 2
 POINTS = 4000
@@ -102,6 +104,7 @@ def proposals(
     It looks at the study again before each proposal, so what was just measured steers what comes next. `spent` is the
     share of the search's limits that is used up; singles of families that were tried stop in time to leave room for chains.
     """
+    budget = _steering(budget)
     first = [recipe for recipe in first if applies(recipe, context)]
     for recipe in first:
         tried = {family for found in study.candidates.values() for family in found.families}
@@ -119,6 +122,14 @@ def proposals(
             yield Proposal(child)
         else:
             refused.add(child.id)
+
+
+def _steering(budget: Budget) -> Budget:
+    """`budget`, with a limit on quality where it has none. Else the next chain would be the fastest of all, whatever it gives
+    up, and what was measured at the end of no use to a budget that does say something of quality."""
+    if any(limit.is_quality for limit in budget.limits):
+        return budget
+    return replace(budget, limits=(*budget.limits, Limit(budget.quality_metric, KEPT, relative=True)))
 
 
 def unmeasured(study: Study, singles: Sequence[Recipe]) -> list[Recipe]:
@@ -187,17 +198,14 @@ def _children(recipe: Recipe, first: Sequence[Recipe], study: Study) -> list[Chi
         (child, single)
         for single in first
         for step in single.steps
-        if not any(_exclude(step, done) for done in recipe.steps) and not _failed(single, study)
+        if not any(exclude(step, done) for done in recipe.steps) and not _failed(single, study)
         if (child := recipe.then(step)).steps[:trained] == recipe.steps[:trained]
     ]
 
 
-def _exclude(step: Technique, done: Technique) -> bool:
-    """Whether a chain has room for one of both alone: they are of one family and don't cut along different axes, or of
-    different ones and of equal order, as two ways to another model are."""
-    if step.family != done.family:
-        return step.order == done.order
-    return getattr(step, "axis", "") == getattr(done, "axis", "")
+def exclude(step: Technique, done: Technique) -> bool:
+    """Whether a chain has room for one of both alone: they work on the same thing, as two ways to another model do."""
+    return not {*step.works_on}.isdisjoint(done.works_on)
 
 
 def _failed(single: Recipe, study: Study) -> bool:
@@ -235,7 +243,8 @@ def _scale(study: Study, budget: Budget) -> _Scale:
 
 def _rank(scale: _Scale, budget: Budget, metrics: Mapping[str, float]) -> tuple[float, float, float]:
     """How much quality is missing, beyond half of its noise; how far the other limits are missed, beyond a tenth; and
-    the objective, latency by its median, which a busy moment of the machine moves less than the tail."""
+    the objective, latency by its median: the factors that `expected` multiplies are of single runs, and a busy moment of the
+    machine moves the tail of one by more than most steps do, the median hardly (docs/search.md)."""
     missed, costs = 0.0, 0.0
     for limit in budget.limits:
         gap = shortfall(limit, Measured(metrics, {}, {}), scale.original)

@@ -5,6 +5,8 @@ A technique's file offers `Technique`, a frozen, JSON-able dataclass of its sett
 * `family`: which of the families of trade-offs it belongs to;
 * `order`: where it stands in a recipe that the search composes;
 * `trains`: whether applying it costs training, so that its untrained structure is looked at first;
+* `works_on`: what of a pipeline it makes anew, in words; of two steps that share one the later would undo or contradict the
+  earlier, and the search puts no two such into one chain;
 * `apply(pipeline, context) -> Pipeline`, which refuses with `Unsupported` where it does not apply;
 * `variants(context) -> list`: the settings worth trying on this original.
 
@@ -26,7 +28,7 @@ from recfit.options import check_choice, from_options
 from recfit.pipeline import Pipeline, fingerprint
 from recfit.registry import find, names
 from recfit.training import Distill, Fit, Hold, train
-from recfit.types import Split, Unsupported
+from recfit.types import ConfigError, Split, Unsupported
 
 FAMILIES = ("simplify", "distill", "prune", "quantize", "reduce", "two_stage", "cache", "runtime")
 
@@ -75,6 +77,9 @@ class Technique(Protocol):
     order: ClassVar[int]
     trains: ClassVar[bool]
 
+    @property
+    def works_on(self) -> tuple[str, ...]: ...
+
     def apply(self, pipeline: Pipeline, context: Context) -> Pipeline: ...
 
     @classmethod
@@ -108,8 +113,16 @@ def make(name: str, settings: Mapping[str, Any]) -> Technique:
 
 def available(wanted: Sequence[str] = ()) -> list[Callable[[Context], Sequence[Technique]]]:
     """The `variants` of the wanted techniques (all where none are named), in recipe order."""
-    classes = [find("techniques", name).Technique for name in wanted or names("techniques")]
+    classes = [_declared(name) for name in wanted or names("techniques")]
     return [cls.variants for cls in sorted(classes, key=lambda cls: cls.order)]
+
+
+def _declared(name: str) -> Any:
+    """The class of the technique `name`. Raises `ConfigError` where it does not say what the search has to know."""
+    cls = find("techniques", name).Technique
+    if missing := [item for item in ("family", "order", "trains", "works_on") if not hasattr(cls, item)]:
+        raise ConfigError(f"technique {name!r} does not declare {', '.join(missing)}; docs/extend.md has an example")
+    return cls
 
 
 def applied(technique: Technique, pipeline: Pipeline, context: Context) -> Pipeline:

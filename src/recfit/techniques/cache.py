@@ -27,6 +27,7 @@ class Technique:
     family: ClassVar[str] = "cache"
     order: ClassVar[int] = 60
     trains: ClassVar[bool] = False
+    works_on: ClassVar[tuple[str, ...]] = ("lists",)
 
     share: float = 0.5
     length: int = 100

@@ -32,6 +32,7 @@ class Technique:
     family: ClassVar[str] = "reduce"
     order: ClassVar[int] = 35
     trains: ClassVar[bool] = True
+    works_on: ClassVar[tuple[str, ...]] = ("item table",)
 
     parts: int = 8
     codes: int = 256

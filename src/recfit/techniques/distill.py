@@ -30,6 +30,7 @@ class Technique:
     family: ClassVar[str] = "distill"
     order: ClassVar[int] = 10
     trains: ClassVar[bool] = True
+    works_on: ClassVar[tuple[str, ...]] = ("model",)
 
     kind: str
     options: Mapping[str, Any] = field(default_factory=dict)

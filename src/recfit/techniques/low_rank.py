@@ -56,8 +56,9 @@ class Technique:
     the squared singular values of each (`by="energy"`), then fine-tune. Layers that would not get smaller stay."""
 
     family: ClassVar[str] = "reduce"
-    order: ClassVar[int] = 35
+    order: ClassVar[int] = 36  # codes turn the hidden space, which layers of low rank cannot
     trains: ClassVar[bool] = True
+    works_on: ClassVar[tuple[str, ...]] = ("ranks",)
 
     keep: float = 0.5
     by: str = "budget"

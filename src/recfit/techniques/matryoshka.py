@@ -24,6 +24,7 @@ class Technique:
     family: ClassVar[str] = "distill"
     order: ClassVar[int] = 25
     trains: ClassVar[bool] = True
+    works_on: ClassVar[tuple[str, ...]] = ("nested vectors",)
 
     widths: tuple[int, ...] = ()
     epochs: int = 20

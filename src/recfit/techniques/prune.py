@@ -62,6 +62,10 @@ class Technique:
         check_ranges("technique.prune", self, keep=(1e-6, 1), epochs=(0, 1e6), data_fraction=(1e-6, 1))
         check_ranges("technique.prune", self, rounds=(1, 1000))
 
+    @property
+    def works_on(self) -> tuple[str, ...]:
+        return (self.axis,)
+
     def apply(self, pipeline: Pipeline, context: Context) -> Pipeline:
         size, least = self._sizes(pipeline.main.model)
         count = max(least, round(size * self.keep))

@@ -23,6 +23,7 @@ class Technique:
     family: ClassVar[str] = "prune"
     order: ClassVar[int] = 55
     trains: ClassVar[bool] = False
+    works_on: ClassVar[tuple[str, ...]] = ("catalogue",)
 
     keep: float = 0.5
     min_events: int = 0

@@ -35,6 +35,7 @@ class Technique:
     family: ClassVar[str] = "quantize"
     order: ClassVar[int] = 40
     trains: ClassVar[bool] = True
+    works_on: ClassVar[tuple[str, ...]] = ("bits", "single weights")  # it fills the zeros of sparsify
 
     table: str = "int8"
     epochs: int = 5

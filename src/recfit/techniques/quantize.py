@@ -51,6 +51,7 @@ class Technique:
     family: ClassVar[str] = "quantize"
     order: ClassVar[int] = 40
     trains: ClassVar[bool] = False
+    works_on: ClassVar[tuple[str, ...]] = ("bits",)
 
     graph: str = "int8"
     table: str = "int8"

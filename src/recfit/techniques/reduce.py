@@ -56,6 +56,10 @@ class Technique:
         check_choice("technique.reduce.by", self.by, ("weights", *WAYS) if self.axis == "features" else ("weights",))
         check_ranges("technique.reduce", self, size=(1, 1e6), energy=(0, 1), epochs=(0, 1e6), data_fraction=(1e-6, 1))
 
+    @property
+    def works_on(self) -> tuple[str, ...]:
+        return (self.axis,)
+
     def apply(self, pipeline: Pipeline, context: Context) -> Pipeline:
         model = pipeline.main.model
         if self.axis == "table_dim" and "embedding_dim" in model.axes() and "table_dim" not in model.axes():

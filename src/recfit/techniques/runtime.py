@@ -45,6 +45,7 @@ class Technique:
     family: ClassVar[str] = "runtime"
     order: ClassVar[int] = 70
     trains: ClassVar[bool] = False
+    works_on: ClassVar[tuple[str, ...]] = ("runtime",)
 
     name: str = "ort"
     threads: int = 0

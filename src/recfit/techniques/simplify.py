@@ -22,6 +22,7 @@ class Technique:
     family: ClassVar[str] = "simplify"
     order: ClassVar[int] = 10
     trains: ClassVar[bool] = True
+    works_on: ClassVar[tuple[str, ...]] = ("model",)
 
     kind: str
     options: Mapping[str, Any] = field(default_factory=dict)

@@ -36,8 +36,9 @@ class Technique:
     """
 
     family: ClassVar[str] = "prune"
-    order: ClassVar[int] = 35
+    order: ClassVar[int] = 38  # what trains or takes layers apart would fill its zeros
     trains: ClassVar[bool] = True
+    works_on: ClassVar[tuple[str, ...]] = ("single weights",)
 
     sparsity: float = 0.5
     by: str = "l1"
