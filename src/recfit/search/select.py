@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,9 @@ import numpy.typing as npt
 from recfit.search.budget import Budget, Measured, shortfall
 from recfit.search.study import Candidate, Study
 from recfit.types import Infeasible
+
+# What two measurements of one bundle may differ by, as a share: more than this is a difference whatever the interval says.
+BANDS = {"p99_ms": 0.05, "core_hours_per_million": 0.05, "memory_mb": 0.01, "bundle_mb": 0.01}
 
 
 def on_front(loss: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
@@ -68,26 +72,39 @@ class Choice:
 
 
 def choose(study: Study, budget: Budget) -> Choice:
-    """The feasible candidate with the least loss; the original is one of them."""
+    """The best feasible candidate; the original is one of them."""
     done = study.done()
     measured = {found.id: study.measured(found) for found in done}
     original = measured[study.facts["original"]]
     verdicts = {found.id: budget.verdicts(measured[found.id], original) for found in done}
     feasible = [found for found in done if budget.holds(verdicts[found.id])]
     if feasible:
-        chosen, open_ = (
-            min(some, key=lambda found: _order(found, budget))
-            for some in (feasible, [found for found in done if "broken" not in verdicts[found.id].values()])
-        )
-        better = budget.loss(open_.metrics) < budget.loss(chosen.metrics)
+        chosen = _best(feasible, budget)
+        open_ = _best([found for found in done if "broken" not in verdicts[found.id].values()], budget)
+        better = open_ not in feasible and budget.loss(open_.metrics) < budget.loss(chosen.metrics)
         return Choice(chosen, None, verdicts, open_ if better else None)
     return Choice(None, _nearest(done, measured, original, budget, verdicts), verdicts)
 
 
-def _order(found: Candidate, budget: Budget) -> tuple[float, float, float, int]:
-    """Equal losses go to the better quality, then to the lower p99, then to the shorter recipe."""
-    metrics = found.metrics
-    return budget.loss(metrics), -metrics[budget.quality_metric], metrics["p99_ms"], len(found.recipe)
+def _best(some: Sequence[Candidate], budget: Budget) -> Candidate:
+    """The best in the objective; of those tied with it the best quality, of equal quality the smallest bundle, and of these
+    the lowest p99, then the shortest recipe."""
+    for metric in (budget.objective_metric, budget.quality_metric, "bundle_mb"):
+        some = _tied(some, metric)
+    return min(some, key=lambda found: (found.metrics["p99_ms"], len(found.recipe)))
+
+
+def _tied(some: Sequence[Candidate], metric: str) -> list[Candidate]:
+    """Those of `some` that measuring cannot tell from the best in `metric`: within its 95 % interval, where there is one, and
+    no further off than `BANDS` says. Quality has no band: all are asked by the same users."""
+    if metric not in BANDS:
+        most = max(found.metrics[metric] for found in some)
+        return [found for found in some if found.metrics[metric] == most]
+    best = min(some, key=lambda found: found.metrics[metric])
+    value = best.metrics[metric]
+    _, high = best.intervals.get(metric, (value, math.inf))
+    bound = min(high, value * (1 + BANDS[metric]))
+    return [found for found in some if found.metrics[metric] <= max(value, bound)]
 
 
 def _nearest(
