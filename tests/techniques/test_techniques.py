@@ -57,10 +57,10 @@ def result_of(kind: str, step: Technique) -> Pipeline:
 
 
 def error_of(pipeline: Pipeline) -> float:
-    """How far off a score may be, as a share of their spread, by the formats it is stored in."""
-    errors = {"codebook": 0.25, "int4": 0.2, "int8": 0.1, "int8_block": 0.1, "pq": 1.0}
+    """How far off a score may be, as a share of their spread, by the formats it is stored in and computed with."""
+    errors = {"bf16": 0.05, "codebook": 0.25, "int4": 0.2, "int8": 0.1, "int8_block": 0.1, "pq": 1.0}
     formats = [form for stage in pipeline.stages.values() for form in (stage.graph, stage.table)]
-    return max(errors.get(form, 1e-4) for form in formats)
+    return max(errors.get(form, 1e-4) for form in [*formats, pipeline.runtime.options.get("precision")])
 
 
 def expected(pipeline: Pipeline, user: int, history: list[int]) -> FloatArray:
