@@ -18,10 +18,8 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +35,7 @@ from recfit.search.build import Job, build
 from recfit.search.evaluate import core_hours
 from recfit.search.isolate import PATIENCE, isolated
 from recfit.search.original import identity, make_original
-from recfit.search.propose import applies, proposals
+from recfit.search.propose import applies, exclude, proposals
 from recfit.search.recipe import Recipe
 from recfit.search.select import choose, hypervolume
 from recfit.search.study import Candidate, Study
@@ -65,16 +63,11 @@ def singles(path: Path) -> list[Recipe]:
 
 
 def chains(first: Sequence[Recipe]) -> list[Recipe]:
-    """Every chain of these steps with at most one of a family, the original (no steps) first."""
-    families: dict[str, list[Any]] = defaultdict(lambda: [None])
+    """Every chain of these steps that a search could propose, the original (no steps) first."""
+    found = [Recipe()]
     for recipe in first:
-        families[recipe.steps[0].family].append(recipe.steps[0])
-    found = []
-    for steps in product(*families.values()):
-        recipe = Recipe()
-        for step in steps:
-            recipe = recipe if step is None else recipe.then(step)
-        found.append(recipe)
+        [step] = recipe.steps
+        found += [chain.then(step) for chain in found if not any(exclude(step, done) for done in chain.steps)]
     return sorted(found, key=lambda recipe: len(recipe.steps))
 
 
