@@ -156,6 +156,13 @@ def row(
     }
 
 
+def compared(made: Sequence[Built], found: Sequence[Measurement], metric: str) -> list[dict[str, Any]]:
+    """The rows, each held against the first. The bundles have to be there still."""
+    base = found[0]
+    gaps = [paired(part.users[metric], base.users[metric]) if part.users else None for part in found]
+    return [row(one, part.metrics, base.metrics, metric, gap) for one, part, gap in zip(made, found, gaps, strict=True)]
+
+
 def table(rows: Sequence[Mapping[str, Any]], metric: str) -> Iterator[str]:
     """The rows as a Markdown table; in brackets, how many times better than the first row."""
     heads = ("recipe", metric, "kept %", *HEADS)
@@ -206,28 +213,18 @@ def main() -> None:
         made = built(bench, entries(given.recipes), Path(folder))
         known = [part.path for part in made if part.entry.times_only]
         found = measured(bench, [part.path for part in made], list(metrics), known)
-    base, metric = found[0], given.metric
-    rows = [
-        row(
-            one,
-            part.metrics,
-            base.metrics,
-            metric,
-            paired(part.users[metric], base.users[metric]) if part.users else None,
-        )
-        for one, part in zip(made, found, strict=True)
-    ]
+        rows = compared(made, found, given.metric)
     record = {
         "data": bench.split.train.name,
         "split": f"{bench.split.protocol}, test requests",
         "targets": bench.split.target_hash,
-        "metric": metric,
+        "metric": given.metric,
         "protocol": dict(found[0].protocol),
         "rows": rows,
     }
     path = save("recipes", label(given.recipes), record)
-    picture = tradeoff(rows, metric, path.with_suffix(".svg"))
-    print(*table(rows, metric), path, picture, sep="\n")
+    picture = tradeoff(rows, given.metric, path.with_suffix(".svg"))
+    print(*table(rows, given.metric), path, picture, sep="\n")
 
 
 if __name__ == "__main__":

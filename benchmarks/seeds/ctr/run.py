@@ -160,10 +160,10 @@ def main() -> None:
             for one, cost, score in zip(made, found, scores, strict=True)
         ]
         protocol = measure.protocol(made[0].path, split.test, plan)
-    rows = [
-        recipes.row(one, part, metrics[0], "auc", difference(score, scores[0], pairs))
-        for one, part, score in zip(made, metrics, scores, strict=True)
-    ]
+        rows = [
+            recipes.row(one, part, metrics[0], "auc", difference(score, scores[0], pairs))
+            for one, part, score in zip(made, metrics, scores, strict=True)
+        ]
     record = {
         "data": "frappe",
         "split": f"learned from {len(split.train):,} clicks of the validation file, judged by the test file",
