@@ -104,7 +104,8 @@ class Serve:
     After SIGTERM it goes on for `drain_s` seconds, until load balancers have noticed. `results_mb` of answers are kept for
     those who ask the same again. `session_mb` of what the model of each bundle worked out are kept for those who ask with an
     event more; above 0 it also makes bundles whose graphs can go on so.
-    Servers that are given the same `redis` share events (instead of the file) and answers.
+    Servers that are given the same `redis` share events (instead of the file) and answers; a request waits `redis_timeout_ms`
+    for a reply.
     `cheaper` are bundles that answer where the first cannot keep `budget_ms`, the best first; who would wait longer than
     `shed_ms` is told to come back. `models` are more bundles by
     name, a path or a list of them as a ladder of their own, loaded when they are asked for first, or before the server is ready
@@ -128,6 +129,7 @@ class Serve:
     results_mb: float = 32.0
     session_mb: float = 0.0
     redis: str | None = None
+    redis_timeout_ms: float = 5.0
     models: Mapping[str, Any] = field(default_factory=dict)
     preload: tuple[str, ...] = ()
     cheaper: tuple[str, ...] = ()
@@ -146,6 +148,7 @@ class Serve:
         check_ranges("serve", self, port=(0, 65535), workers=(1, 1024), most_workers=(0, 1024), threads=(0, 1024))
         check_ranges("serve", self, drain_s=(0, 3600), memory_mb=(0, 1e9))
         check_ranges("serve", self, events_days=(0, 36_500), exposures_days=(0, 36_500))
+        check_ranges("serve", self, redis_timeout_ms=(0.1, 10_000))
         check_ranges("serve", self, budget_ms=(0.1, 1e6), shed_ms=(0.1, 1e9), results_mb=(0, 1e6), session_mb=(0, 1e6))
         if (self.certificate is None) != (self.private_key is None):
             raise ConfigError("serve.certificate and serve.private_key go together; give both, or neither")

@@ -150,14 +150,14 @@ def test_while_somebody_holds_the_file_others_are_answered_and_events_refused(
 
 
 def test_a_full_disk_is_503_and_events_are_kept_once_there_is_room(call, file: SqliteEvents) -> None:
-    app, body = app_of(FakeEngine(), events=file), {"events": [{"user_id": "7", "item_id": "i" * 900}] * 50}
+    app, body = app_of(FakeEngine(), events=file), {"events": [{"user_id": "7", "item_id": "i" * 250}] * 180}
     (pages,) = file._file.execute("PRAGMA page_count").fetchone()
     file._file.execute(f"PRAGMA max_page_count={pages}")
     answer = call(app, "POST", "/v1/events", json=body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "store_unavailable")
     assert recent(file, "7") == ()
     file._file.execute("PRAGMA max_page_count=1000000")
-    assert call(app, "POST", "/v1/events", json=body).json()["kept"] == 50
+    assert call(app, "POST", "/v1/events", json=body).json()["kept"] == 180
 
 
 def test_no_more_events_wait_for_a_file_than_may(file: SqliteEvents, monkeypatch: pytest.MonkeyPatch) -> None:

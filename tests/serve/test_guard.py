@@ -84,7 +84,11 @@ V2 = {"inputs": [{"name": "user_id", "shape": [5], "datatype": "BYTES", "data": 
 
 @pytest.mark.parametrize(
     ("path", "body"),
-    [("/v1/recommend/batch", {"requests": [BODY] * 5}), ("/v2/models/default/infer", V2)],
+    [
+        ("/v1/recommend/batch", {"requests": [BODY] * 5}),
+        ("/v2/models/default/infer", V2),
+        ("/v1/events", {"events": [{"user_id": "u1", "item_id": "i1"}] * 5}),
+    ],
 )
 def test_many_requests_in_one_are_counted_each(monkeypatch: pytest.MonkeyPatch, path: str, body: object) -> None:
     now = [50.0]

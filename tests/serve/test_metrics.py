@@ -15,6 +15,7 @@ from test_ops_routes import samples
 
 from recfit.serve import status as module
 from recfit.serve.app import make_app
+from recfit.serve.batcher import Batcher, LateError, OverloadError
 from recfit.serve.exposures import Exposures
 from recfit.serve.fleet import DEFAULT, Fleet
 from recfit.serve.guard import Key
@@ -96,6 +97,34 @@ def test_an_engine_that_fails_is_counted_on_every_route(call) -> None:
     assert call(app, "POST", PATH, json={"user_id": "u1"}).status_code == 500
     requests = labels(shown(call, app), "recfit_requests_total", "status", "model")
     assert requests == {("500", "default"): 3}
+
+
+def test_every_request_of_a_batch_is_counted_by_what_became_of_it(call, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = app_of(FakeEngine(lambda request: 1 // 0 if request.history == ("bad",) else None))
+
+    async def late(*_: object) -> None:
+        raise LateError
+
+    async def busy(*_: object) -> None:
+        raise OverloadError
+
+    good, bad = {"user_id": "u1"}, {"history": ["bad"]}
+    asked = [good, good, {"history": []}, bad, {"k": 3}, {**good, "model": "secret"}]
+    assert call(app, "POST", f"{PATH}/batch", json={"requests": asked}).status_code == 200
+    for error in (late, busy):
+        monkeypatch.setattr(Batcher, "ask", error)
+        assert call(app, "POST", f"{PATH}/batch", json={"requests": [{**good, "k": 7}]}).status_code == 200
+    requests = labels(shown(call, app), "recfit_requests_total", "route", "source", "status", "model")
+    assert requests == {
+        (f"{PATH}/batch", "none", "200", "none"): 3,
+        (f"{PATH}/batch/part", "model", "200", "default"): 2,
+        (f"{PATH}/batch/part", "fallback", "200", "default"): 1,
+        (f"{PATH}/batch/part", "none", "500", "default"): 1,
+        (f"{PATH}/batch/part", "none", "422", "none"): 1,
+        (f"{PATH}/batch/part", "none", "404", "none"): 1,
+        (f"{PATH}/batch/part", "none", "504", "default"): 1,
+        (f"{PATH}/batch/part", "none", "503", "default"): 1,
+    }
 
 
 def test_who_is_not_let_in_is_counted(call) -> None:

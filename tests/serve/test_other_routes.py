@@ -163,3 +163,40 @@ def test_every_refusal_has_an_id_of_its_own(
     one, other = (answer.json()["request_id"] for answer in found)
     assert one != other
     assert (f"request {one} failed" in caplog.text) == (status == 500)
+
+
+LONG = "x" * 257
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("/v1/events", {"events": [{"user_id": "u1", "item_id": LONG}]}, "events[0].item_id"),
+        ("/v1/events", {"events": [{"user_id": LONG, "item_id": "i1"}]}, "events[0].user_id"),
+        ("/v1/events", {"events": [{"user_id": 2**63, "item_id": "i1"}]}, "events[0].user_id"),
+        ("/v1/feedback", {"request_id": LONG}, "request_id"),
+        ("/v1/feedback", {"request_id": "r", "item_id": LONG}, "item_id"),
+    ],
+)
+def test_ids_that_are_kept_are_no_longer_than_ids_are(call, path: str, body: object, field: str) -> None:
+    refused = call(app_of(FakeEngine()), "POST", path, json=body)
+    assert (refused.status_code, refused.json()["error"]["field"]) == (422, field)
+
+
+def test_the_longest_ids_are_kept(call) -> None:
+    events = [{"user_id": "x" * 256, "item_id": "y" * 256}, {"user_id": -(2**63), "item_id": ""}]
+    assert call(app_of(FakeEngine()), "POST", "/v1/events", json={"events": events}).json()["kept"] == 2
+
+
+def test_answers_to_one_body_are_not_too_long_together(call) -> None:
+    app = app_of(FakeEngine())
+    bodies = [{"user_id": "u1", "k": 1000}] * 25
+    tensors = [
+        {"name": "user_id", "shape": [26], "datatype": "BYTES", "data": ["u1"] * 26},
+        {"name": "k", "shape": [1], "datatype": "INT64", "data": [1000]},
+    ]
+    assert call(app, "POST", "/v1/recommend/batch", json={"requests": bodies}).status_code == 200
+    refused = call(app, "POST", "/v1/recommend/batch", json={"requests": [*bodies, bodies[0]]})
+    assert (refused.status_code, refused.json()["error"]["field"]) == (422, "k")
+    assert "26000 items together; ask for 25600 at most" in refused.json()["error"]["message"]
+    assert call(app, "POST", "/v2/models/default/infer", json={"inputs": tensors}).status_code == 422

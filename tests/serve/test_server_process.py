@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +182,7 @@ from fake_engine import FakeEngine
 from recfit.config import Serve
 from recfit.serve import connections, run
 
-read_s, most, run.LAST_S, drain_s = map(float, sys.argv[1:])
+read_s, most, run.LAST_S, drain_s, connections.WRITE_S = map(float, sys.argv[1:])
 connections.READ_S, run.most_connections = read_s, lambda: most
 with run.bind("127.0.0.1", 0) as listener:
     run.serve([FakeEngine()], [listener], Serve(drain_s=drain_s))
@@ -190,9 +190,11 @@ with run.bind("127.0.0.1", 0) as listener:
 
 
 @contextmanager
-def odd(*, read_s: float = 60, most: int = 99, last_s: float = 0, drain_s: float = 0) -> Iterator[tuple[Any, int]]:
+def odd(
+    *, read_s: float = 60, most: int = 99, last_s: float = 0, drain_s: float = 0, write_s: float = 60
+) -> Iterator[tuple[Any, int]]:
     """A server with other constants, and its port."""
-    command = [sys.executable, "-c", ODD, *map(str, (read_s, most, last_s, drain_s))]
+    command = [sys.executable, "-c", ODD, *map(str, (read_s, most, last_s, drain_s, write_s))]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=HERE) as process:
         assert process.stdout is not None
         yield process, int(process.stdout.readline().rsplit(":", 1)[1])
@@ -244,8 +246,63 @@ def test_a_request_that_does_not_come_in_is_given_up(begun: bytes) -> None:
                 told += part
         status, body = told.rsplit(b"HTTP/1.1 ", 1)[1].split(b"\r\n\r\n")
         assert status.startswith(b"408 Request Timeout\r\n")
+        assert ended(port)["slow to send"] == 1
         assert json.loads(body)["error"]["code"] == "request_timeout"
         idle.get("/healthz", extensions={"trace": lambda name, _: pytest.fail(name) if "connect_tcp" in name else None})
+
+
+def ended(port: int) -> dict[str, float]:
+    """Connections that the server ended, by reason."""
+    text = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+    return {why: float(count) for why, count in re.findall(r'connections_ended_total{reason="([^"]+)"} (\S+)', text)}
+
+
+@pytest.mark.parametrize("first", ["", "GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"])
+@pytest.mark.parametrize("begun", ["GET /", "GET / HTTP/1.1\r\nx: ", "GET / HTTP/1.1\r\n"])
+def test_headers_without_an_end_are_not_kept(first: str, begun: str) -> None:
+    with odd() as (_, port), socket.create_connection(("127.0.0.1", port), 30) as raw:
+        raw.sendall((first + begun).encode())
+        sent = 0
+        with suppress(OSError):  # the server has closed the connection
+            while sent < 4_000_000:
+                raw.sendall(b"x: y\r\n" * 1000 if begun.endswith("\n") else b"x" * 6000)
+                sent += 6000
+                time.sleep(0.001)
+        assert sent < 4_000_000
+        assert ended(port)["too long"] == 1
+        assert sum(ended(port).values()) == 1
+
+
+def test_a_body_without_an_end_is_not_read_for_ever() -> None:
+    with odd() as (_, port), socket.create_connection(("127.0.0.1", port), 30) as raw:
+        raw.sendall(b"POST /v1/recommend HTTP/1.1\r\nhost: x\r\ncontent-length: 999999999\r\n\r\n")
+        with suppress(OSError):  # the server has closed the connection
+            for _ in range(1000):
+                raw.sendall(b" " * 100_000)
+        assert ended(port)["too long"] == 1
+
+
+def test_headers_after_a_long_body_are_only_their_own_bytes() -> None:
+    with odd() as (_, port), socket.create_connection(("127.0.0.1", port), 30) as raw:
+        raw.sendall(b"POST /v1/recommend HTTP/1.1\r\nhost: x\r\ncontent-length: 300000\r\n\r\n" + b" " * 300_000)
+        time.sleep(0.2)
+        for part in (b"GET /healthz HTTP/1.1\r\n", b"host: x\r\n", b"connection: close\r\n\r\n"):
+            raw.sendall(part)
+            time.sleep(0.1)
+        told = b"".join(iter(lambda: raw.recv(65_536), b""))
+        assert re.findall(rb"HTTP/1.1 (\d+)", told) == [b"413", b"200"]
+
+
+def test_who_does_not_read_its_answer_is_sent_away() -> None:
+    body = json.dumps({"requests": [{"user_id": "u1", "k": 50}] * 256}).encode()
+    ask = b"POST /v1/recommend/batch HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
+    with odd(write_s=1) as (_, port), socket.create_connection(("127.0.0.1", port), 30) as raw:
+        raw.sendall(ask * 30)  # some megabytes of answers, more than the system takes
+        until = time.monotonic() + 30
+        while not ended(port)["slow to read"]:
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        assert sum(ended(port).values()) == 1
 
 
 def test_one_connection_too_many_is_told_so_and_others_go_on() -> None:
@@ -254,6 +311,7 @@ def test_one_connection_too_many_is_told_so_and_others_go_on() -> None:
         opened = [socket.create_connection(("127.0.0.1", port), 30) for _ in range(6)]
         for raw in opened[2:]:
             assert raw.recv(12) == b"HTTP/1.1 503"
+        assert 'recfit_connections_ended_total{reason="full"} 4.0' in client.get("/metrics").text
         assert client.get("/healthz").status_code == 200
         for raw in opened:
             raw.close()

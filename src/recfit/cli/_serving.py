@@ -49,6 +49,8 @@ def _add_serve(add: Adder) -> None:
     serve.add_argument("--exposures", help="the log of what users in an experiment were shown and did")
     serve.add_argument("--exposures-days", type=float, help="days for which that is kept (default: 180; 0: for ever)")
     serve.add_argument("--redis", help="servers that are given the same address share events and answers")
+    text = "what a request waits for a reply of it, before it goes on without (default: 5)"
+    serve.add_argument("--redis-timeout-ms", type=float, help=text)
     serve.add_argument("--drain-s", type=float, help="seconds from SIGTERM to closing (default: 1)")
 
 

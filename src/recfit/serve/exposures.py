@@ -1,8 +1,9 @@
 """What was shown to whom, and what they made of it: the log that an experiment is judged by.
 
-Rows wait in memory and are written together, by a thread of their own, so that no request waits for the disk. User ids are
-hashed with the log's own salt: equal users are equal, who they are is not in it. After a crash the rows of the last moment are
-missing, on both sides of an experiment alike. The oldest rows leave as new ones come.
+Rows wait in memory and are written together, by a thread of their own, so that no request waits for the disk; those that it
+does not take are tried again. User ids are hashed with the log's own salt, so that equal users are equal. That is a pseudonym
+and no more: the salt is in the file, for restarts and workers, so who has the log can try ids until one fits. After a crash the
+rows of the last moment are missing, on both sides of an experiment alike. The oldest rows leave as new ones come.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class Exposures:
         self.dropped, self._past_s = 0, days * DAY_S or math.inf
         self._shown: list[tuple[str, str, str, str, str, float]] = []
         self._made: list[tuple[str, str | None, str, float]] = []
+        self._fails = False
         self._over = threading.Event()
         self._writer = threading.Thread(target=self._write, name="recfit-exposures", daemon=True)
         self._writer.start()
@@ -61,18 +63,21 @@ class Exposures:
         user = hashlib.blake2b(user_id.encode(), key=self._salt, digest_size=8).hexdigest()
         self._shown.append((request, user, experiment, arm, bundle, time.time()))
 
-    def made(self, request: str, item: str | None, kind: str) -> None:
-        """Somebody did something with the answer to `request`."""
+    def made(self, request: str, item: str | None, kind: str) -> bool:
+        """Somebody did something with the answer to `request`. False where too much waits, and nothing is kept."""
         if len(self._made) >= MOST_ROWS:
-            self.dropped += 1
-            return
+            return False
         self._made.append((request, item, kind, time.time()))
+        return True
 
     def close(self) -> None:
         """Write what waits."""
         self._over.set()
         self._writer.join()
         self._file.close()
+        if lost := len(self._shown) + len(self._made):
+            self.dropped += lost
+            log.error("%d rows of the exposure log could not be written", lost)
 
     def _write(self) -> None:
         with suppress(sqlite3.Error):  # another server may do it
@@ -86,8 +91,8 @@ class Exposures:
         return forget(self._file, table, time.time() - self._past_s, most)
 
     def _flush(self) -> None:
-        shown, self._shown = self._shown, []
-        made, self._made = self._made, []
+        """Rows leave the memory once they are written; others are added meanwhile, behind them."""
+        shown, made = self._shown[:], self._made[:]
         if not shown and not made:
             return
         try:
@@ -98,7 +103,15 @@ class Exposures:
             self._forget("feedback", 2 * len(made))
             self._file.execute("COMMIT")
         except sqlite3.Error as error:
-            log.error("%d rows of the exposure log could not be written: %s", len(shown) + len(made), error)
-            self.dropped += len(shown) + len(made)
-            if self._file.in_transaction:
-                self._file.execute("ROLLBACK")
+            if not self._fails:
+                log.error("the exposure log takes no rows (%s); they wait until it does, %d at most", error, MOST_ROWS)
+            self._fails = True
+            with suppress(sqlite3.Error):
+                if self._file.in_transaction:
+                    self._file.execute("ROLLBACK")
+            return
+        if self._fails:
+            log.warning("the exposure log takes rows again")
+        self._fails = False
+        del self._shown[: len(shown)]
+        del self._made[: len(made)]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from starlette.types import Receive, Scope, Send
 
 from recfit.serve.batcher import LateError, OverloadError
-from recfit.serve.metrics import Metrics
+from recfit.serve.metrics import Metrics, Part
 from recfit.serve.schema import MAX_BODY, ErrorResponse, HttpError, encode
 
 log = logging.getLogger("recfit.serve")
@@ -31,6 +31,7 @@ class Reply(NamedTuple):
     body: bytes
     source: str = "none"
     headers: Sequence[tuple[bytes, bytes]] = ()
+    parts: Sequence[Part] = ()
 
 
 Answer = Callable[[bytes | bytearray, str], Awaitable[Reply]]
@@ -67,7 +68,9 @@ class Post:
         source, status = "none", CLIENT_GONE
         self._metrics.in_flight.inc()
         try:
-            status, (body, source, headers) = await self._reply(receive)
+            status, (body, source, headers, parts) = await self._reply(receive)
+            if parts:
+                self._metrics.count_parts(self._route, parts)
             await respond(send, status, body, headers)
         finally:
             self._metrics.in_flight.dec()

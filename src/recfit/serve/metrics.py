@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter as Counts
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 from prometheus_client import (
@@ -19,6 +20,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from recfit.serve import connections
 from recfit.serve.events import Events
 from recfit.serve.exposures import Exposures
 from recfit.serve.fleet import QUALITY, Fleet
@@ -36,6 +38,14 @@ SIMILAR, INFER, OTHER = "/v1/similar/{item_id}", "/v2/models/{name}/infer", "oth
 NOBODY = "none"
 answering: ContextVar[str] = ContextVar("answering", default=NOBODY)
 """The model that answers the request, or the arm of an experiment; for what is counted of it. A batch has none."""
+
+
+class Part(NamedTuple):
+    """What became of a request of a batch: the source, the status that it would have alone, and the model that answered."""
+
+    source: str
+    status: int
+    model: str
 
 
 def route_of(path: str) -> str:
@@ -86,6 +96,11 @@ class Metrics:
         child[1].observe(seconds)
         if source != NOBODY:
             self.recent.add(seconds)
+
+    def count_parts(self, route: str, parts: Iterable[Part]) -> None:
+        """The requests of a batch, at a label of their own: the batch is counted too."""
+        for part, count in Counts(parts).items():
+            self._requests.labels(f"{route}/part", part.source, f"{part.status}", part.model).inc(count)
 
     def refused(self, path: str, status: int) -> None:
         """A request that no route saw."""
@@ -193,7 +208,7 @@ class _State(Collector):
 
 
 class _Stores(Collector):
-    """What is lost while a disk or Redis does not answer."""
+    """What is lost while a disk or Redis does not answer, and who was sent away before any route saw them."""
 
     def __init__(self, events: Events, exposures: Exposures | None) -> None:
         self._events, self._exposures = events, exposures
@@ -207,14 +222,22 @@ class _Stores(Collector):
         up = GaugeMetricFamily("recfit_redis_up", "Whether Redis answers (1), or nothing is asked of it for now (0)")
         commands = CounterMetricFamily(
             "recfit_redis_commands_lost",
-            "Commands for Redis that were not answered, and those not sent since",
+            "Commands for Redis that were not answered, those not sent since, and those whose answer was an error",
             labels=("reason",),
         )
         if self._shared is not None:
             up.add_metric((), float(not self._shared.broken))
             commands.add_metric(("failed",), self._shared.failures)
             commands.add_metric(("skipped",), self._shared.skipped)
-        yield from (up, commands)
+            commands.add_metric(("refused",), self._shared.refused)
+        ended = CounterMetricFamily(
+            "recfit_connections_ended",
+            "Connections that the server ended before a request had come in or its answer was read",
+            labels=("reason",),
+        )
+        for reason, count in connections.ended.items():
+            ended.add_metric((reason,), count)
+        yield from (up, commands, ended)
 
 
 def _fill(family: CounterMetricFamily, counts: Iterable[tuple[tuple[str, ...], int]]) -> None:

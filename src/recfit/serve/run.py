@@ -213,7 +213,7 @@ def _stores(settings: Serve) -> tuple[Events, Level | None]:
     """Where events are kept, and the second level of answers."""
     if settings.redis is None:
         return store(settings.events, settings.events_days), None
-    shared = Shared(settings.redis)
+    shared = Shared(settings.redis, settings.redis_timeout_ms / 1e3)
     return SharedEvents(shared, settings.events_days), SharedResults(shared) if settings.results_mb else None
 
 

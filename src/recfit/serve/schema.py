@@ -29,7 +29,10 @@ Given = Annotated[
     Meta(description="Values of user features by name; they win over what the bundle knows of the user"),
 ]
 Model = Annotated[str | None, Meta(description="A model of the server by name; the default one where it is left out")]
-MOST_REQUESTS, MOST_EVENTS = 256, 1000
+MOST_REQUESTS, MOST_EVENTS, MOST_ITEMS = 256, 1000, 25_600
+"""In one body; the items are those of all its answers, a megabyte or two."""
+Id = Annotated[str, Meta(max_length=256)]
+"""What is kept. It is read again by every request of the user."""
 
 
 class RecommendRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -83,8 +86,11 @@ class ScoreRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Happened(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Somebody met an item."""
 
-    user_id: Annotated[str | int, Meta(description="An id of the bundle's data, or of somebody new")]
-    item_id: str
+    user_id: Annotated[
+        Id | Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)],
+        Meta(description="An id of the bundle's data, or of somebody new"),
+    ]
+    item_id: Id
 
     @property
     def user(self) -> str:
@@ -100,9 +106,9 @@ class EventsRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class FeedbackRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What somebody did with an answer."""
 
-    request_id: Annotated[str, Meta(description="Of the answer")]
+    request_id: Annotated[Id, Meta(description="Of the answer")]
     kind: Annotated[str, Meta(description="Such as click, like, order", max_length=100)] = "click"
-    item_id: str | None = None
+    item_id: Id | None = None
 
 
 def _text(user_id: str | int | None) -> str | None:
@@ -161,7 +167,7 @@ class EventsResponse(msgspec.Struct, frozen=True):
 
 
 class FeedbackResponse(msgspec.Struct, frozen=True):
-    """It is in the log."""
+    """It is queued for the log, and written within a second while the disk takes it."""
 
     kept: bool
 
@@ -306,6 +312,13 @@ def check(asked: A) -> A:
         message = "neither user_id nor history nor context is given; give one of them, a new user has the history []"
         raise HttpError(422, "invalid_request", message, "user_id")
     return asked
+
+
+def check_total(items: int) -> None:
+    """That all answers to one body together are not too long."""
+    if items > MOST_ITEMS:
+        message = f"the requests ask for {items} items together; ask for {MOST_ITEMS} at most, or send them apart"
+        raise HttpError(422, "invalid_request", message, "k")
 
 
 def describe(manifest: Mapping[str, Any]) -> bytes:

@@ -20,7 +20,7 @@ from recfit.serve.experiments import Experiments
 from recfit.serve.exposures import Exposures
 from recfit.serve.fleet import DEFAULT, Fleet, Model, Served
 from recfit.serve.http import Reply, engine_failed, late, overloaded
-from recfit.serve.metrics import answering
+from recfit.serve.metrics import NOBODY, Part, answering
 from recfit.serve.results import Known, Results, key_of
 from recfit.serve.schema import HttpError, encode
 from recfit.serve.shadows import Shadows
@@ -49,22 +49,25 @@ class Service:
     async def batch(self, body: bytes | bytearray, number: str) -> Reply:
         """A list of requests to a list of answers; one that fails has its error in its place."""
         asked = schema.parse_batch(body).requests
+        schema.check_total(sum(one.k for one in asked))
         caller.charge.get()(len(asked) - 1)
         answers = await asyncio.gather(*(self._one(one, f"{number}.{at}") for at, one in enumerate(asked)))
-        return Reply(encode({"outcomes": answers}))
+        return Reply(encode({"outcomes": [outcome for outcome, _ in answers]}), parts=[part for _, part in answers])
 
-    async def _one(self, asked: schema.RecommendRequest, number: str) -> schema.SentOutcome:
+    async def _one(self, asked: schema.RecommendRequest, number: str) -> tuple[schema.SentOutcome, Part]:
         try:
-            return schema.SentOutcome(await self._recommended(schema.check(asked), number))
-        except HttpError as refused:
-            return schema.SentOutcome(error=refused.problem)
+            sent = await self._recommended(schema.check(asked), number)
+            return schema.SentOutcome(sent), Part(sent.source, 200, answering.get())
+        except HttpError as error:
+            refused = error
         except LateError:
-            return schema.SentOutcome(error=late().problem)
+            refused = late()
         except OverloadError:
-            return schema.SentOutcome(error=overloaded().problem)
+            refused = overloaded()
         except Exception:
             log.exception("request %s failed in the engine", number)
-            return schema.SentOutcome(error=engine_failed(number).problem)
+            refused = engine_failed(number)
+        return schema.SentOutcome(error=refused.problem), Part(NOBODY, refused.status, answering.get())
 
     async def _recommended(self, asked: schema.RecommendRequest, number: str) -> schema.Sent:
         """The answer of the model, or of the arm that the user is in, which the log then tells."""
@@ -121,7 +124,9 @@ class Service:
         if self._exposures is None:
             message = "this server keeps no exposure log; start it with --exposures FILE"
             raise HttpError(409, "no_exposure_log", message)
-        self._exposures.made(told.request_id, told.item_id, told.kind)
+        if not self._exposures.made(told.request_id, told.item_id, told.kind):
+            message = "the exposure log takes nothing at the moment, and too much waits for it; send it again"
+            raise HttpError(503, "store_unavailable", message, headers=[(b"retry-after", b"1")])
         return Reply(encode(schema.FeedbackResponse(True)))
 
     async def found(self, model: str, requests: Sequence[Request], k: int) -> tuple[str, list[Recommendation], bool]:
@@ -131,7 +136,7 @@ class Service:
         for request in requests:
             _check(loaded, request)
         answering.set(model)
-        asked = [await self._complete(request) for request in requests]
+        asked = await asyncio.gather(*map(self._complete, requests))
         answers = await asyncio.gather(*(loaded.batcher.ask(request, k) for request, _ in asked))
         for answer in answers:
             loaded.ladder.answered(answer.rung)
@@ -167,6 +172,7 @@ class Service:
     async def record(self, body: bytes | bytearray, number: str) -> Reply:
         """Keep what users did. Items that the bundle does not know are kept too: the next bundle may."""
         events = schema.parse_events(body).events
+        caller.charge.get()(len(events) - 1)
         try:
             await self._events.add([(event.user, event.item_id) for event in events])
         except UnavailableError:

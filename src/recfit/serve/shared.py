@@ -1,18 +1,22 @@
 """What several servers share through Redis: live events, and a second level of answers that were given before.
 
-Redis may be slow, frozen or gone; requests are answered anyway. A command has `TIMEOUT_S`, and after one that failed nothing
-is asked for `PAUSE_S`, then one thing to see whether it is back (a circuit breaker). A command that was begun is never
-cancelled, since its reply would be taken for the next one's (redis-py issue 2624), and a value begins with its key, so that a
-reply to something else is noticed.
+Redis may be slow, frozen or gone; requests are answered anyway. A command has a time-out, and after `IN_A_ROW` that failed one
+after the other nothing is asked for `PAUSE_S`, then one thing to see whether it is back (a circuit breaker). A reply that is an
+error (Redis is full, or a replica) is a reply: that command is refused, and nothing else.
+
+Commands of one turn of the event loop go together, so that a batch of requests takes one connection and not one for each. What
+was begun is never cancelled, since its replies would be taken for the next one's (redis-py issue 2624), and ends with a number
+that Redis has to say again, so that replies to something else are noticed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Awaitable, Sequence
+from typing import Any, NamedTuple
 
 from recfit.serve.events import DAY_S, DAYS, KEEP, UnavailableError
 from recfit.serve.results import Known
@@ -20,61 +24,178 @@ from recfit.types import ConfigError
 
 log = logging.getLogger("recfit.serve")
 
-TIMEOUT_S, PAUSE_S = 0.02, 1.0
+TIMEOUT_S, PAUSE_S, IN_A_ROW = 0.005, 1.0, 3
+EVENTS_S = 0.25
+"""The time-out of events: no answer waits for them, and those that are given up although they arrive are sent twice."""
+WORD_S = 20e-6
+"""What a word of a command may take on top, so that 256 reads or 1,000 events together are not late for their number."""
+WAYS = 4
+"""Connections that are asked at a time. Who comes while all of them are waited for goes along with the next."""
+TURNS = 8
+"""Turns of the event loop after a time-out in which a reply still counts: the loop may have been busy, and not Redis."""
+SAY_S = 60.0
+"""Between two words in the log about commands that are refused."""
 PREFIX = b"recfit:"
+ADD = """
+local at = 3
+for _, key in ipairs(KEYS) do
+  local last = at + ARGV[at]
+  if redis.call('RPUSH', key, unpack(ARGV, at + 1, last)) > tonumber(ARGV[1]) then
+    redis.call('LTRIM', key, -ARGV[1], -1)
+  end
+  if ARGV[2] == '0' then redis.call('PERSIST', key) else redis.call('EXPIRE', key, ARGV[2]) end
+  at = last + 1
+end
+"""
+"""Events of several users (`KEYS`), all of them or none: how many are kept of a user, for how many seconds (0: for ever), and
+for each user how many items there are, and these. In a script they are one command of one reply; as 3,000 commands between
+MULTI and EXEC, 1,000 users hold the event loop five times as long."""
+
+Command = tuple[Any, ...]
+
+
+class _Asked(NamedTuple):
+    """A command in line, and the future of its reply: an exception where that is an error."""
+
+    command: Command
+    reply: asyncio.Future[Any]
+
+    def tell(self, reply: Any) -> None:
+        if not self.reply.done():  # the client left
+            self.reply.set_result(reply)
+
+
+class _Line:
+    """Commands that have `timeout_s`, and go together once there is a way."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self.timeout_s, self.asked, self.ways = timeout_s, list[_Asked](), asyncio.Semaphore(WAYS)
+
+    def take(self) -> list[_Asked]:
+        asked, self.asked = self.asked, []
+        return asked
 
 
 class Shared:
     """A client with a circuit breaker, which is `broken` while Redis does not answer. `failures` counts commands that were not
-    answered, `skipped` those not sent."""
+    answered within `timeout_s`, `skipped` those not sent, and `refused` those whose reply was an error."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, timeout_s: float = TIMEOUT_S) -> None:
         try:
             from redis.asyncio import Redis
         except ImportError as error:
             raise ConfigError("redis is not installed; pip install 'recfit[redis]'") from error
-        try:
-            self._client: Any = Redis.from_url(
-                url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S, retry=None
-            )
+        try:  # what nobody waits for any more ends after PAUSE_S
+            self._client: Any = Redis.from_url(url, socket_timeout=PAUSE_S, socket_connect_timeout=PAUSE_S, retry=None)
         except ValueError as error:
             message = f"serve.redis = {url!r} is no address: {error}; give one such as redis://127.0.0.1:6379/0"
             raise ConfigError(message) from None
-        self._running: set[asyncio.Future[Any]] = set()
+        self._requests, self._events = _Line(timeout_s), _Line(max(timeout_s, EVENTS_S))
+        self._running, self._numbers = set[asyncio.Future[Any]](), itertools.count(1)
         self.broken, self._again_at = False, 0.0
-        self.failures = self.skipped = 0
+        self._failed, self._failed_at, self._said_at = 0, 0.0, float("-inf")
+        self.failures = self.skipped = self.refused = 0
 
     async def call(self, *command: Any) -> Any:
-        """The reply. Raises `UnavailableError` where Redis does not answer, or did not a moment ago."""
+        """The reply. Raises `UnavailableError` where that is an error, where Redis does not answer, or did not a moment ago."""
+        return await self._ask(self._requests, command)
+
+    async def add(self, *command: Any) -> None:
+        """As `call`, for events."""
+        await self._ask(self._events, command)
+
+    async def aclose(self) -> None:
+        """Once what was begun is over. Connections of a server end with it, and what it has acknowledged is in Redis."""
+        await asyncio.sleep(0)  # an answer that was just given has begun to be kept
+        while self._running:
+            await asyncio.gather(*self._running, return_exceptions=True)
+        await self._client.aclose()
+
+    async def _ask(self, line: _Line, command: Command) -> Any:
         if self.broken:
             if time.monotonic() < self._again_at:
                 self.skipped += 1
                 raise UnavailableError
             self._again_at = time.monotonic() + PAUSE_S  # one asks whether it is back, the others go on without
-        running = asyncio.ensure_future(self._client.execute_command(*command))
+        asked = _Asked(command, asyncio.get_running_loop().create_future())
+        line.asked.append(asked)
+        if len(line.asked) == 1:
+            self._begin(self._send(line))
+        reply = await asked.reply
+        if isinstance(reply, Exception):
+            raise UnavailableError(str(reply)) from reply
+        return reply
+
+    def _begin(self, what: Awaitable[Any]) -> asyncio.Future[Any]:
+        """As a task that nobody cancels."""
+        running = asyncio.ensure_future(what)
         self._running.add(running)
         running.add_done_callback(self._running.discard)
-        try:
-            reply = await asyncio.shield(running)
-        except asyncio.CancelledError:
-            running.add_done_callback(lambda done: done.cancelled() or done.exception())  # it ends by itself
-            raise
-        except Exception as error:
-            self.failures += 1
+        return running
+
+    async def _send(self, line: _Line) -> None:
+        """Ask what is in line, and give everybody their reply."""
+        async with line.ways:
+            together = line.take()
+            if not together:
+                return
+            begin, commands = time.monotonic(), [asked.command for asked in together]
+            try:
+                replies = await self._in_time(self._begin(self._replies(commands)), line.timeout_s, commands)
+            except Exception as error:
+                self._lost(together, begin, error)
+                return
+        if self.broken:
+            log.warning("redis answers again")
+        self.broken, self._failed = False, 0
+        for asked, reply in zip(together, replies, strict=True):
+            if isinstance(reply, Exception):
+                self._refuse(reply)
+            asked.tell(reply)
+
+    async def _replies(self, commands: Sequence[Command]) -> list[Any]:
+        number = b"%d" % next(self._numbers)
+        async with self._client.pipeline(transaction=False) as pipeline:
+            for command in (*commands, ("ECHO", number)):
+                pipeline.execute_command(*command)
+            replies: list[Any] = await pipeline.execute(raise_on_error=False)
+        if replies.pop() != number:
+            await self._client.connection_pool.disconnect()
+            raise ConnectionError("the replies of a connection were those to something else")
+        return replies
+
+    async def _in_time(
+        self, running: asyncio.Future[list[Any]], timeout_s: float, commands: Sequence[Command]
+    ) -> list[Any]:
+        """What `running` gives. It goes on by itself where it takes too long."""
+        await asyncio.wait([running], timeout=timeout_s + WORD_S * sum(map(len, commands)))
+        for _ in range(TURNS):
+            if running.done():
+                return running.result()
+            await asyncio.sleep(0)
+        running.add_done_callback(lambda done: done.cancelled() or done.exception())
+        raise TimeoutError(f"no reply within {timeout_s * 1e3:g} ms")
+
+    def _lost(self, together: Sequence[_Asked], begin: float, error: Exception) -> None:
+        """They were not answered. Those that were under way at the same time are one failure of Redis."""
+        self.failures += len(together)
+        if begin >= self._failed_at:
+            self._failed, self._failed_at = self._failed + 1, time.monotonic()
+        if self._failed >= IN_A_ROW:
             if not self.broken:
                 log.warning("redis does not answer (%s); going on without it", error)
             self.broken, self._again_at = True, time.monotonic() + PAUSE_S
-            raise UnavailableError from error
-        if self.broken:
-            log.warning("redis answers again")
-        self.broken = False
-        return reply
+            waiting = [*self._requests.take(), *self._events.take()]
+            self.skipped += len(waiting)
+            together = [*together, *waiting]
+        for asked in together:
+            asked.tell(error)
 
-    async def aclose(self) -> None:
-        """Once what was begun is over."""
-        await asyncio.sleep(0)  # an answer that was just given has begun to be kept
-        await asyncio.gather(*self._running, return_exceptions=True)
-        await self._client.aclose()
+    def _refuse(self, error: Exception) -> None:
+        self.refused += 1
+        if (now := time.monotonic()) > self._said_at + SAY_S:
+            self._said_at = now
+            log.warning("redis refuses a command, others are sent: %s", error)
 
 
 class SharedEvents:
@@ -87,21 +208,23 @@ class SharedEvents:
         by_user: dict[str, list[str]] = {}
         for user, item in events:
             by_user.setdefault(user, []).append(item)
-        for user, items in by_user.items():
-            key = PREFIX + b"events:" + user.encode()
-            await self.shared.call("RPUSH", key, *items)
-            await self.shared.call("LTRIM", key, -KEEP, -1)
-            await self.shared.call(*(("EXPIRE", key, self._seconds) if self._seconds else ("PERSIST", key)))
+        newest = [items[-KEEP:] for items in by_user.values()]
+        words = [word for items in newest for word in (len(items), *items)]
+        await self.shared.add("EVAL", ADD, len(by_user), *map(_key, by_user), KEEP, self._seconds, *words)
 
     async def recent(self, user_id: str) -> tuple[str, ...]:
         try:
-            items = await self.shared.call("LRANGE", PREFIX + b"events:" + user_id.encode(), 0, -1)
+            items = await self.shared.call("LRANGE", _key(user_id), 0, -1)
         except UnavailableError:
             self.unread += 1
             raise
         return tuple([item.decode() for item in items])
 
     def close(self) -> None: ...
+
+
+def _key(user_id: str) -> bytes:
+    return PREFIX + b"events:" + user_id.encode()
 
 
 class SharedResults:

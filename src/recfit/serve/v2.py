@@ -110,6 +110,7 @@ async def infer(service: Service, name: str, body: bytes | bytearray, number: st
     asked = _parse(body)
     tensors = {tensor.name: tensor for tensor in asked.inputs}
     requests, k = _requests(tensors), _k(tensors.get("k"))
+    schema.check_total(k * len(requests))
     caller.charge.get()(len(requests) - 1)
     bundle, answers, degraded = await service.found(name, requests, k)
     told = {"degraded": True} if degraded else {}
