@@ -64,7 +64,7 @@ ERRORS = {
     "422": "It is no request; `field` names the part",
     "429": "The key made more requests than it may; `Retry-After` says when the next one may come",
     "500": "The engine failed",
-    "503": "The model cannot be loaded, the canary failed, or the server is about to stop",
+    "503": "The model is being loaded or cannot be, its canary failed, too much waits, or the server is about to stop",
     "504": "The deadline passed before the request could be run",
 }
 BEARER, KEY = "bearer", "key"
