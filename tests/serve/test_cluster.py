@@ -99,6 +99,7 @@ def test_a_replica_holds_the_models_that_it_is_asked_for(bundle: Path, call) -> 
 
 
 def test_a_replica_is_well_while_its_bundle_answers(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recfit.serve.ready.KEPT_S", 0.0)
     replica = Replica(str(bundle), Serve())
     asyncio.run(replica.check_health())
 
