@@ -25,7 +25,8 @@ from typing import NamedTuple
 import psutil
 
 from recfit.engine import open_bundle
-from recfit.serve.batcher import BUDGET_S, Batcher, LateError, Recommender, outcomes
+from recfit.serve.batcher import BUDGET_S, Batcher, LateError
+from recfit.serve.batches import Recommender, outcomes
 from recfit.serve.lately import Asked, Lately, replay
 from recfit.serve.ready import Readiness
 from recfit.serve.schema import HttpError

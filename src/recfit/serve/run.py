@@ -28,7 +28,7 @@ from recfit.bundle import read_manifest
 from recfit.config import Serve
 from recfit.serve import cluster, workers
 from recfit.serve.app import make_app
-from recfit.serve.batcher import Recommender
+from recfit.serve.batches import Recommender
 from recfit.serve.connections import Connection, most_connections
 from recfit.serve.events import Events, beside, store
 from recfit.serve.experiments import Experiments

@@ -14,7 +14,8 @@ from time import perf_counter
 import msgspec
 
 from recfit.serve import caller, schema
-from recfit.serve.batcher import LateError, OverloadError, read_by
+from recfit.serve.batcher import LateError, OverloadError
+from recfit.serve.batches import read_by
 from recfit.serve.events import Events, UnavailableError
 from recfit.serve.experiments import Experiments
 from recfit.serve.exposures import Exposures
