@@ -137,6 +137,8 @@ def test_a_ladder_takes_settings_in_any_order_and_no_sampled_quality(page: Page)
         ("formatValue('memory_mb', 1234.5)", "1,230 MB"),
         ("formatValue('ndcg@10', 0.113249)", "0.1132"),
         ("formatValue('qps_batch', 32)", "32"),
+        ("formatValue('pss_mb', 61.234)", "61.2 MB"),
+        ("formatValue('core_hours_per_million', 0.0137)", "0.0137 h"),
         ("formatValue('p99_ms', null)", "–"),
         ("formatGain('p99_ms', 1, 12.34)", "12.3× faster"),
         ("formatGain('memory_mb', 130, 100)", "1.30× larger"),

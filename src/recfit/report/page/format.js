@@ -11,6 +11,16 @@ const KNOWN = {
   p99_ms: { label: "p99 latency", short: "p99", ...LATENCY },
   memory_mb: { label: "Memory", short: "Memory", ...SIZE },
   bundle_mb: { label: "Bundle size", short: "Bundle", ...SIZE },
+  pss_mb: { label: "Proportional memory", short: "PSS", ...SIZE },
+  disturbed: { label: "Share of disturbed blocks", short: "Disturbed", unit: "", better: "lower", win: "fewer", lose: "more" },
+  core_hours_per_million: {
+    label: "Core hours per million requests",
+    short: "Core h/M",
+    unit: "h",
+    better: "lower",
+    win: "less",
+    lose: "more",
+  },
   load_s: { label: "Load time", short: "Load", unit: "s", better: "lower", win: "faster", lose: "slower" },
   qps: {
     label: "Requests per second, best batch",
