@@ -3,7 +3,7 @@
     python -m benchmarks.runtimes runs/study/bundles/ID [TORCH_BUNDLE ...] [--threads N ...]
 
 A bundle of runtime `ort` is remade for every runtime that takes it; another one is measured as it is. Each is measured with
-the settings that its runtime has beside its threads too: without the arena, spinning (from 2 threads on), compiled. The
+the settings that its runtime has beside its threads too: without the arena, spinning (from 2 threads on), compiled, in bf16. The
 requests are the users' own histories as the bundle holds them. Latency blocks of all rows with as many threads are
 interleaved in one run, in a process each, and so are the rounds of batches, each of requests of similar length. `cpu ms` is
 processor time a request, which other programs on the machine move less than they move the percentiles. Memory is what a
@@ -32,7 +32,7 @@ from recfit.registry import find, names
 from recfit.types import Queries, Ragged, Unsupported
 
 THREADS = (1, 2)
-SETTINGS = ({}, {"arena": False}, {"spinning": True}, {"compile": True})
+SETTINGS = ({}, {"arena": False}, {"spinning": True}, {"compile": True}, {"precision": "bf16"})
 """What a runtime is measured with, where it has such a setting."""
 PATIENCE = 1800.0  # seconds that a bundle may take to open: one that compiles
 PLAN = measure.Plan(requests=1000, blocks=10, retakes=1, batches=(1, 8, 32, 128), throughput_seconds=2.0)
@@ -146,6 +146,7 @@ def main() -> None:
         "bundles", type=Path, nargs="+", help="bundles of the same data, one for each runtime they have"
     )
     parser.add_argument("--threads", type=int, nargs="+", default=THREADS, help="numbers of threads (default: 1 2)")
+    parser.add_argument("--label", default="", help="a word for the name of the result")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         rows = list(swept(given.bundles, given.threads, Path(folder)))
@@ -159,7 +160,8 @@ def main() -> None:
         "latency": f"{PLAN.requests} requests one at a time after {PLAN.warm}, {PLAN.blocks} blocks interleaved",
         "rows": rows,
     }
-    print(save("runtimes", "-".join(("threads", *map(str, given.threads))), found))
+    label = [*filter(None, [given.label]), "threads", *map(str, given.threads)]
+    print(save("runtimes", "-".join(label), found))
 
 
 if __name__ == "__main__":
