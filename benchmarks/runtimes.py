@@ -3,8 +3,8 @@
     python -m benchmarks.runtimes runs/study/bundles/ID [TORCH_BUNDLE ...] [--threads N ...]
 
 A bundle of runtime `ort` is remade for every runtime that takes it; another one is measured as it is. Each is measured with
-the settings that its runtime has beside its threads too: without the arena, spinning (from 2 threads on), compiled, in bf16. The
-requests are the users' own histories as the bundle holds them. Latency blocks of all rows with as many threads are
+the settings that its runtime has beside its threads too: without the arena, spinning (from 2 threads on), compiled, in bf16.
+The requests are the users' own histories as the bundle holds them. Latency blocks of all rows with as many threads are
 interleaved in one run, in a process each, and so are the rounds of batches, each of requests of similar length. `cpu ms` is
 processor time a request, which other programs on the machine move less than they move the percentiles. Memory is what a
 process holds after the requests one at a time and after the batches; of pages that several processes map it is a share, so
