@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks.peers.given import Given
 
-SHOWN = "OpenVINO, fp32"
+SHOWN = "OpenVINO, as it comes"
 NEEDS = ("openvino",)
 RUNTIME = "openvino_scores"
 CANNOT = "compress by itself beyond storing halves"
