@@ -135,7 +135,7 @@ def test_batches_come_after_memory_was_read(bundle, split, monkeypatch):
     monkeypatch.setattr(measure, "Worker", Spied)
     plan = Plan(requests=10, blocks=1, retakes=0, warm=1, batches=(2,), throughput_seconds=0.01)
     [found] = measure.latency([bundle], split.validation, plan)
-    assert [call[1] for call in CALLS][-6:] == ["latency", "memory", "warm", *["throughput"] * 3]
+    assert [call[1] for call in CALLS][-5:] == ["latency", "memory", *["throughput"] * 3]
     assert found["metrics"]["qps_batch"] == 2
 
 
@@ -145,23 +145,20 @@ class Paced:
     def __init__(self, name, rates, asked, running=1.0):
         self.name, self.rates, self.asked, self.running = name, rates, asked, running
 
-    def call(self, name, *, batch, part=None, **others):
-        self.asked.append((self.name, name, batch) if part is None else (self.name, name, batch, part))
-        if name == "throughput":
-            assert (others["parts"], others["seconds"]) == (3, pytest.approx(0.5 / 3 / len(self.rates)))
-            return {"rate": self.rates[batch][part], "running": self.running}
-        assert others == {"count": batch}
+    def call(self, name, *, batch, part, parts, seconds):
+        assert (name, parts, seconds) == ("throughput", 3, pytest.approx(0.5 / 3 / len(self.rates)))
+        self.asked.append((self.name, batch, part))
+        return {"rate": self.rates[batch][part], "running": self.running}
 
 
-def test_throughput_is_taken_in_turns_after_a_warm_up_of_each_size():
+def test_throughput_is_taken_in_turns():
     asked = []
     rates = {1: [1.0, 1.0, 1.0], 8: [2.0, 2.0, 2.0]}
     measure.throughput([Paced("a", rates, asked), Paced("b", rates, asked)], Plan(batches=(1, 8)))
     assert asked == [
-        ("a", "warm", 1), ("a", "warm", 8), ("b", "warm", 1), ("b", "warm", 8),
-        ("a", "throughput", 1, 0), ("b", "throughput", 1, 0), ("a", "throughput", 8, 0), ("b", "throughput", 8, 0),
-        ("a", "throughput", 1, 1), ("b", "throughput", 1, 1), ("a", "throughput", 8, 1), ("b", "throughput", 8, 1),
-        ("a", "throughput", 1, 2), ("b", "throughput", 1, 2), ("a", "throughput", 8, 2), ("b", "throughput", 8, 2),
+        ("a", 1, 0), ("b", 1, 0), ("a", 8, 0), ("b", 8, 0),
+        ("a", 1, 1), ("b", 1, 1), ("a", 8, 1), ("b", 8, 1),
+        ("a", 1, 2), ("b", 1, 2), ("a", 8, 2), ("b", 8, 2),
     ]  # fmt: skip
 
 
@@ -174,7 +171,7 @@ def test_a_request_of_every_length_counts_as_much():
 def test_a_disturbed_round_is_taken_again():
     asked = []
     measure.throughput([Paced("a", {4: [1.0, 1.0, 1.0]}, asked, running=0.5)], Plan(batches=(4,), retakes=2))
-    assert [call[3] for call in asked if call[1] == "throughput"] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert [part for _, _, part in asked] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
 
 
 def test_every_bundle_has_its_best_batch_size(bundle, cached_bundle, split, monkeypatch):

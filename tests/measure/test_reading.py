@@ -87,10 +87,12 @@ def test_missing_targets_are_named(bundle, files):
 
 def test_the_text_has_units_intervals_and_the_protocol():
     machine = {"cpu": "abacus", "cores": 3, "isa": ["beads"]}
-    metrics = {"p99_ms": 1.25, "memory_mb": 70.0, "load_s": 0.5, "qps": 9.0, "ndcg@10": 0.1}
+    metrics = {"p99_ms": 1.25, "memory_mb": 70.0, "load_s": 0.5, "qps": 9.0, "qps_batch": 8, "ndcg@10": 0.1}
     found = Measurement(metrics, {"ndcg@10": (0.09, 0.11)}, {}, {"threads": 2, "rate": None, "machine": machine})
     lines = text(found).splitlines()
     assert lines[0].split() == ["load_s", "0.5000", "s"]
     assert lines[2].split() == ["ndcg@10", "0.1000", "95", "%", "interval", "0.0900", "to", "0.1100"]
     assert [line.split()[2] for line in (lines[1], lines[3], lines[4])] == ["MB", "ms", "1/s"]
-    assert lines[5:] == ["threads: 2", "machine: abacus, 3 cores, beads"]
+    assert lines[5].split() == ["qps_batch", "8"]
+    assert lines[5].index("8") + 1 == lines[4].index("9.0000") + len("9.0000"), "in the column of the others"
+    assert lines[6:] == ["threads: 2", "machine: abacus, 3 cores, beads"]

@@ -88,15 +88,12 @@ def latency(bundle_paths: Sequence[Path], queries: Queries, plan: Plan) -> list[
 
 
 def throughput(workers: Sequence[Worker], plan: Plan) -> list[dict[int, float]]:
-    """Requests a second of bundles, by batch size, taken in rounds of all of them after a batch of each size that is not timed.
+    """Requests a second of bundles, by batch size, taken in rounds of all of them, each after a batch that is not timed.
 
     A runtime that pads, or that runs the requests of a batch one by one, should not be judged by one size; and work that
     nobody waits for is sorted, so a batch has requests with histories of similar length. Every round has other lengths, as
     many requests of each: the mean of the times of a request is that of all, however few of them a slow bundle got to.
     """
-    for worker in workers:
-        for batch in plan.batches:
-            worker.call("warm", count=batch, batch=batch)
     seconds = plan.throughput_seconds / (LENGTHS * len(plan.batches))
     rates: list[dict[int, list[float]]] = [{batch: [] for batch in plan.batches} for _ in workers]
     for part in range(LENGTHS):
@@ -274,6 +271,6 @@ def protocol(bundle: Path, queries: Queries, plan: Plan) -> dict[str, Any]:
 def _throughput_text(plan: Plan) -> str:
     return (
         f"the most of batches of {', '.join(map(str, plan.batches))} (qps_batch: which), each in {LENGTHS} rounds of all "
-        "bundles of the run after a batch that is not timed; requests sorted by the length of their histories, a round has a "
-        "share of the lengths (disturbed ones are taken again like blocks)"
+        "bundles of the run, each after a batch that is not timed; requests sorted by the length of their histories, a round "
+        "has a share of the lengths (disturbed ones are taken again like blocks)"
     )

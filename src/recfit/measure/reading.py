@@ -86,15 +86,19 @@ def _targets(path: Path, count: int, items: Mapping[str, int], unknown: int) -> 
 
 
 def text(found: Measurement) -> str:
-    """Metrics with their intervals, one a line, and the protocol."""
+    """Metrics with their intervals, one a line, counts whole, and the protocol."""
     lines = [
-        f"{name:14} {value:12.4f} {_unit(name):3}{_interval(found, name)}"
+        f"{name:14} {_number(value)} {_unit(name):3}{_interval(found, name)}"
         for name, value in sorted(found.metrics.items())
     ]
     machine = found.protocol["machine"]
     facts = {key: value for key, value in found.protocol.items() if key != "machine" and value is not None}
     lines += [f"{key}: {value}" for key, value in facts.items()]
     return "\n".join([*lines, f"machine: {machine['cpu']}, {machine['cores']} cores, {', '.join(machine['isa'])}"])
+
+
+def _number(value: float) -> str:
+    return f"{value:12}" if isinstance(value, int) else f"{value:12.4f}"
 
 
 def _unit(name: str) -> str:

@@ -57,11 +57,10 @@ class Bench:
         ]
         return len(self.requests)
 
-    def warm(self, count: int, batch: int = 1) -> None:
-        """Answer `count` requests in batches of `batch`."""
-        for at in range(0, count, batch):
-            start = at % len(self.requests)
-            self.engine.recommend(self.requests[start : start + batch])
+    def warm(self, count: int) -> None:
+        """Answer `count` requests, one at a time."""
+        for at in range(count):
+            self.engine.recommend([self.requests[at % len(self.requests)]])
 
     def latency(self, start: int, count: int) -> dict[str, Any]:
         """`spans`: milliseconds of `count` requests, one at a time, from the `start`-th on, after `SETTLE` others; `running`:
@@ -92,11 +91,14 @@ class Bench:
 
     def throughput(self, batch: int, seconds: float, part: int, parts: int) -> dict[str, float]:
         """`rate`: requests a second over `seconds`, or one batch where that takes longer; the requests are those of
-        `batches_of`. `running`: as in `latency`."""
-        batches, done, spent = cycle(batches_of(self.requests, batch, part, parts)), 0, 0.0
+        `batches_of`, whose first is answered once before: while other bundles had their rounds, this one's weights left
+        the cache, and memory for batches of this shape may be new. `running`: as in `latency`."""
+        batches = batches_of(self.requests, batch, part, parts)
+        self.engine.recommend(batches[0])
+        turns, done, spent = cycle(batches), 0, 0.0
         begin, cpu = time.perf_counter(), time.process_time()
         while not done or spent < seconds:
-            requests = next(batches)
+            requests = next(turns)
             self.engine.recommend(requests)
             done += len(requests)
             spent = time.perf_counter() - begin
