@@ -112,6 +112,21 @@ def test_it_is_noted_that_no_epoch_was_as_good_as_the_start(monkeypatch: pytest.
     assert step.apply(SASREC, context_of(SASREC)).notes == (), "as good as the start"
 
 
+def test_rounds_that_were_no_better_are_told_apart_and_name_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    epochs: list[int] = []
+
+    def spoil(model: Any, split: object, fit: Fit, **_: object) -> None:
+        epochs.append(fit.epochs)
+        with torch.no_grad():
+            model.items.weight.zero_()
+
+    monkeypatch.setattr(techniques, "train", spoil)
+    notes = make("prune", {"axis": "ffn", "rounds": 2, "epochs": 5}).apply(SASREC, context_of(SASREC)).notes
+    said = "no epoch of its fine-tuning was as good as the start, which was kept"
+    assert notes == tuple(f"prune(ffn, rounds=2, epochs=5), round {number} of 2: {said}" for number in (1, 2))
+    assert epochs == [3, 3]
+
+
 def test_fine_tuning_uses_its_own_settings_and_the_original(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = spied(monkeypatch)
     settings = {"axis": "ffn", "epochs": 7, "data_fraction": 0.5, "learning_rate": 1e-5}

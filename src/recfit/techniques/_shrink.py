@@ -48,13 +48,16 @@ def fine_tuned(
     hold: Hold | None = None,
     *,
     or_start: bool = True,
+    turn: tuple[int, int] = (1, 1),
 ) -> Pipeline:
     """`pipeline` with the shrunk `model`, fine-tuned for `settings.epochs` (0 leaves it as it was cut) under `hold`.
 
     A solved model stays as it was cut: solving it again would throw away what was kept. Any other learns from the original
     too, where that has a `lesson` for it. Where no epoch is as good as the start, that is left, `or_start`, and noted: but
-    under a `hold`, or where training is for something that NDCG@10 does not tell.
+    under a `hold`, or where training is for something that NDCG@10 does not tell. `turn` (k, n) is the k-th of n rounds that
+    share the epochs.
     """
+    number, rounds = turn
     if settings.epochs > 0 and not isinstance(model, Solved):
         keeps = or_start and hold is None and not context.structure_only
         start = {name: part.clone() for name, part in as_module(model).state_dict().items()} if keeps else {}
@@ -63,13 +66,14 @@ def fine_tuned(
             model,
             distill=lesson(context, model),
             hold=hold,
-            epochs=settings.epochs,
+            epochs=-(-settings.epochs // rounds),
             data_fraction=settings.data_fraction,
             learning_rate=settings.learning_rate,
         )
         if keeps and before > _ndcg(model, context):
             as_module(model).load_state_dict(start)
-            pipeline = replace(pipeline, notes=(*pipeline.notes, f"{describe(settings)}: {NOT_BETTER}"))
+            told = describe(settings) + (f", round {number} of {rounds}" if rounds > 1 else "")
+            pipeline = replace(pipeline, notes=(*pipeline.notes, f"{told}: {NOT_BETTER}"))
     return pipeline.with_main(replace(pipeline.main, model=model))
 
 

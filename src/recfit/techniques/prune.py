@@ -5,7 +5,7 @@ loss: Molchanov et al., arXiv 1906.10771)."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -73,13 +73,12 @@ class Technique:
             raise Unsupported(
                 f"keep={self.keep} of {size} {self.axis} removes nothing; pass keep < {1 - 0.5 / size:.2f}"
             )
-        settings = replace(self, epochs=-(-self.epochs // self.rounds))
-        for left in range(self.rounds - 1, -1, -1):
+        for number in range(1, self.rounds + 1):
             model = pipeline.main.model
-            wanted = count + round((size - count) * (left / self.rounds) ** 3)
+            wanted = count + round((size - count) * ((self.rounds - number) / self.rounds) ** 3)
             judged = model if self.by == "l2" or context.structure_only else _weighed(model, self.by, context)
             best = strongest(judged, self.axis, wanted, together=self.scope == "global")
-            pipeline = fine_tuned(pipeline, model.shrink(self.axis, best), context, settings)
+            pipeline = fine_tuned(pipeline, model.shrink(self.axis, best), context, self, turn=(number, self.rounds))
         return pipeline
 
     def _sizes(self, model: Model) -> tuple[int, int]:

@@ -27,6 +27,8 @@ PROPOSED = {
     "features": (0.5,),
 }
 LEAST = {"table_dim": 32}
+# Feature columns: of a third of them only those that shuffling chose kept the quality. Other axes have one measure.
+JUDGED = {"features": "permutation"}
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class Technique:
     def variants(cls, context: Context) -> Sequence[Technique]:
         axes = context.original.main.model.axes()
         return [
-            cls(axis, size)
+            cls(axis, size, by=JUDGED.get(axis, cls.by))
             for axis, shares in PROPOSED.items()
             for share in shares
             if 1 <= (size := max(round(axes.get(axis, 0) * share), LEAST.get(axis, 1))) < axes.get(axis, 0)

@@ -15,7 +15,6 @@ from recfit.techniques import Context
 from recfit.techniques._lessons import kept
 from recfit.techniques._students import two_tower
 from recfit.techniques.distill import Technique as Distill
-from recfit.techniques.simplify import DENSE_ITEMS
 from recfit.types import Unsupported
 
 ITSELF = "itself"
@@ -95,8 +94,8 @@ class Technique:
 
     @classmethod
     def variants(cls, context: Context) -> Sequence[Technique]:
-        """Retrievers that cost little, with few and with many candidates; a ranker, which gains most, is offered EASE and
-        two towers beside them. Indexes for an encoder of a large catalogue."""
+        """Retrievers that cost little, with few and with many candidates; a ranker, which gains most, is offered two
+        towers beside them. Indexes for an encoder of a large catalogue."""
         main, n_items = context.original.main, context.split.n_items
         towers = [two_tower(main.model)] if main.kind == "ranker" else []
         if n_items >= MANY_ITEMS:
@@ -107,5 +106,4 @@ class Technique:
         few, many = (max(20, round(n_items * share)) for share in (0.05, 0.15))
         small = [cls("als", candidates=few)] if few < many else []
         learned = [cls(kind, options, candidates=few) for kind, options in towers]
-        dense = [cls("ease", candidates=many)] if towers and n_items <= DENSE_ITEMS else []
-        return [*small, cls("als", candidates=many), cls("itemknn", candidates=many), *dense, *learned]
+        return [*small, cls("als", candidates=many), cls("itemknn", candidates=many), *learned]
