@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from benchmarks import record
 
+import toys
 from recfit import models
 from recfit.config import parse
 from recfit.data.splits import split
@@ -23,6 +24,7 @@ from recfit.export import export, surroundings
 from recfit.pipeline import Pipeline, Stage
 from recfit.registry import find, names
 from recfit.search.original import build_original
+from recfit.techniques import Context, available
 from recfit.training import Fit, train
 from recfit.types import Interactions, Request
 
@@ -68,6 +70,24 @@ def test_a_page_of_a_table_says_what_it_costs_and_when_not_to_use_it(name: str) 
     assert not [
         said for said in ("**Bytes**", "**Costs**", "**Not for**", "Measured", "../results/") if said not in page
     ]
+
+
+def test_what_techniques_work_on_is_an_axis_of_a_model_or_one_of_the_listed_words() -> None:
+    """A word that is misspelt is shared by no other technique, and lets chains pass that it should forbid."""
+    [sentence] = re.findall(
+        r"In recfit's own files the words are\s(.*?)\.\n", (DOCS / "extend.md").read_text(), re.DOTALL
+    )
+    listed = {*re.findall("`(.+?)`", re.sub(r"\(.+?\)", "", sentence))}
+    contexts = [
+        Context(toys.split(), Pipeline(Stage(toys.untrained(kind, options))), toys.FIT) for kind, options in toys.SHAPED
+    ]
+    axes = {axis for context in contexts for axis in context.original.main.model.axes()}
+    always = [find("techniques", name).Technique.works_on for name in names("techniques")]
+    words = {word for told in always if isinstance(told, tuple) for word in told}
+    words |= {
+        word for context in contexts for variants in available() for step in variants(context) for word in step.works_on
+    }
+    assert words - axes == listed
 
 
 def test_every_runtime_is_in_the_page_of_runtimes() -> None:

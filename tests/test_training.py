@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from recfit import models, training
+from recfit.measure.machine import halves_fast, machine
 from recfit.models import Model
 from recfit.training import Distill, Fit, batches, evaluate, train
 from recfit.training.bars import bar
@@ -136,9 +137,19 @@ def test_held_out_loss_is_that_of_the_validation_requests(split: Split) -> None:
         wanted = torch.nn.functional.cross_entropy(given, torch.from_numpy(queries.targets.values).long())
     part = replace(split, validation=queries)
     settings = replace(QUICK, batch_size=4, precision="fp32")
-    assert training.held_out_loss(model, part, settings) == pytest.approx(float(wanted), rel=1e-5)
-    ranker = new("neumf", split)
-    assert training.held_out_loss(ranker, part, settings) == training.held_out_loss(ranker, part, settings)
+    assert training.held_out_losses([model], part, settings) == [pytest.approx(float(wanted), rel=1e-5)]
+
+
+def test_held_out_losses_draw_the_same_negatives_for_every_model(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    versions: list[Any] = [new("neumf", split), new("neumf", split, seed=1, hidden=32)]
+    scored: list[torch.Tensor] = []
+    for model in versions:
+        real = model.score
+        monkeypatch.setattr(model, "score", lambda items, user, real=real: (scored.append(items), real(items, user))[1])
+    one, other = training.held_out_losses(versions, split, QUICK)
+    assert one != other
+    assert len(scored) == 8, "four batches each"
+    assert all(map(torch.equal, scored[:4], scored[4:]))
 
 
 def test_training_leaves_torch_as_it_was(split: Split) -> None:
@@ -227,6 +238,14 @@ def test_a_fraction_of_the_users_is_fewer_steps(split: Split) -> None:
     full, part = (batches.Sequences.of(split.train).chosen(share, 0) for share in (1.0, 0.25))
     assert (len(full), len(part)) == (60, 15)
     assert set(part.tolist()) < set(full.tolist())
+
+
+@pytest.mark.parametrize("isa", [[], ["avx2"], ["avx512_bf16"], ["amx_bf16"]])
+def test_precision_is_bf16_where_it_is_proposed_too(isa: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(machine(), "isa", isa)
+    fast = torch.bfloat16 if halves_fast() else torch.float32
+    assert halves_fast() == any("bf16" in name for name in isa)
+    assert [Fit(precision=name).dtype() for name in ("auto", "fp32", "bf16")] == [fast, torch.float32, torch.bfloat16]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 import toys
-from recfit import models
+from recfit import models, training
 from recfit.models import Model, as_module
 from recfit.pipeline import Pipeline, Stage
-from recfit.techniques import Context, make
+from recfit.techniques import Context, available, describe, make
 from recfit.techniques._features import WAYS, information  # noqa: PLC2701
 from recfit.training import Fit, train
-from recfit.types import ConfigError, Features, Queries, Ragged, Split
+from recfit.types import ConfigError, DataError, Features, Queries, Ragged, Split
 
 FIT = Fit(epochs=15, patience=15, batch_size=32, negatives=8, threads=1, precision="fp32", learning_rate=5e-2, warmup=5)
 OPTIONS = {"embedding_dim": 4, "hidden": 8, "top": 4, "features": True, "forget": 0.9}
@@ -66,6 +66,29 @@ def test_permutation_asks_held_out_events() -> None:
     model: Any = taught()
     _, taste = WAYS["permutation"](model, replace(context(), split=opposite)).tolist()
     assert taste < -0.01
+
+
+def test_permutation_reads_the_data_once_and_builds_no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, real = [], training.Unseen.of
+    monkeypatch.setattr(training.Unseen, "of", lambda *given: (read.append(given), real(*given))[1])
+    monkeypatch.setattr(training, "_Loop", lambda *_, **__: pytest.fail("a training was built"))
+    model: Any = taught()
+    WAYS["permutation"](model, context())
+    assert len(read) == 1
+
+
+def test_permutation_says_so_where_nothing_is_held_out() -> None:
+    """All losses would be the same, and the columns that stay chance."""
+    empty = replace(telling(), validation=telling().validation.take(np.arange(0)))
+    step = make("reduce", {"axis": "features", "size": 1, "by": "permutation", "epochs": 0})
+    sentence = r"leave_last\(1\) left no validation events whose loss could be told; take another split"
+    with pytest.raises(DataError, match=sentence):
+        step.apply(context().original, replace(context(), split=empty))
+
+
+def test_the_search_proposes_what_shuffling_judges() -> None:
+    (variants,) = available(["reduce"])
+    assert "reduce(axis=features, size=1, by=permutation)" in [describe(step) for step in variants(context())]
 
 
 @pytest.mark.parametrize("by", ["weights", *WAYS])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch.nn.utils import parametrize
 from recfit.models import Catalogue, Featured, as_module, copied
 from recfit.models._layers import FeatureTable, feature_groups
 from recfit.techniques import Context
-from recfit.training import batch_losses, held_out_loss
+from recfit.training import batch_losses, held_out_losses
 from recfit.types import Features, IntArray, Rows
 
 GATE_STEPS = 200
@@ -24,8 +25,8 @@ PENALTY = 0.01
 def permutation(model: Featured, context: Context) -> Tensor:
     """How much the loss of held-out events rises when a feature's codes are shuffled over its users and items (Breiman 2001).
     Of training events it would tell how much was learned by heart, most from features with many codes."""
-    shuffled = [copied(model, catalogue=_shuffled(model.catalogue, name)) for name in model.feature_names()]
-    before, *after = (held_out_loss(part, context.split, context.fit) for part in (model, *shuffled))
+    shuffled = (copied(model, catalogue=_shuffled(model.catalogue, name)) for name in model.feature_names())
+    before, *after = held_out_losses(chain([model], shuffled), context.split, context.fit)
     return torch.tensor(after) - before
 
 

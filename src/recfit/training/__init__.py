@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import chain, count, islice
@@ -40,7 +40,7 @@ __all__ = [
     "Trained",
     "batch_losses",
     "evaluate",
-    "held_out_loss",
+    "held_out_losses",
     "inputs_for",
     "squared_gradients",
     "train",
@@ -92,18 +92,25 @@ def batch_losses(model: Model, split: Split, settings: Fit, batches: int) -> Ite
 
 
 @torch.no_grad()
-def held_out_loss(model: Model, split: Split, settings: Fit) -> float:
-    """The mean loss of (the targets of 2,000 random queries of) `split.validation`, no dropout; negatives are drawn alike for
-    every model."""
+def held_out_losses(versions: Iterable[Model], split: Split, settings: Fit) -> list[float]:
+    """The mean loss of each of `versions` on (the targets of 2,000 random queries of) `split.validation`, no dropout; negatives
+    are drawn alike for every model. DataError where nothing is held out."""
+    queries = _sampled(split.validation, VALIDATION_QUERIES)
+    if not len(queries.targets.values):
+        raise DataError(f"{split.protocol} left no validation events whose loss could be told; take another split")
+    unseen = Unseen.of(Sequences.of(split.train), split.n_items)
     with _quiet(settings):
-        loop = _Loop(model, split, settings, None, None, None, progress=False)
-        loop.module.eval()
-        torch.manual_seed(settings.seed)
-        queries = _sampled(split.validation, VALIDATION_QUERIES)
-        batches = requests(queries, max(1, loop.length), settings.batch_size)
-        losses = [(float(loop.step.of_targets(batch)) * len(batch), len(batch)) for batch in batches]
-    total, count = map(sum, zip(*losses, strict=True)) if losses else (0.0, 1)
-    return total / count
+        return [_loss_of_targets(model, queries, settings, unseen) for model in versions]
+
+
+def _loss_of_targets(model: Model, queries: Queries, settings: Fit, unseen: Unseen) -> float:
+    loss = settings.loss_for(model)
+    check_trainable(model, loss, None)
+    step = Step(model, loss, settings.negatives, settings.dtype(), unseen=unseen)
+    as_module(model).eval()
+    torch.manual_seed(settings.seed)
+    batches = requests(queries, max(1, model.max_history), settings.batch_size)
+    return sum(float(step.of_targets(part)) * len(part) for part in batches) / len(queries.targets.values)
 
 
 def squared_gradients(model: Model, split: Split, settings: Fit, batches: int) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import torch
 
+from recfit.measure.machine import halves_fast
 from recfit.models import Encoder, Model, Ranker, is_identity
 from recfit.options import check_choice, check_ranges
 from recfit.types import ConfigError
@@ -29,7 +30,7 @@ class Fit:
     `data_fraction` is the share of users that is learned from, `epoch_share` the share of their examples, drawn anew, that
     makes an epoch: large data need not wait for a validation and a checkpoint until all of it was seen. `reverse` is the
     share of windows that are read backwards, which helps small data whose order within a visit is chance.
-    `threads` 0 leaves torch's number. `precision` `auto` is bf16 where the processor computes in it.
+    `threads` 0 leaves torch's number. `precision` `auto` is bf16 where the processor is fast in it (`halves_fast`).
     """
 
     epochs: int = 100
@@ -69,8 +70,8 @@ class Fit:
 
     def dtype(self) -> torch.dtype:
         """What matrix products are computed in."""
-        fast = bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
-        return torch.bfloat16 if self.precision == "bf16" or (self.precision == "auto" and fast) else torch.float32
+        halves = self.precision == "bf16" or (self.precision == "auto" and halves_fast())
+        return torch.bfloat16 if halves else torch.float32
 
 
 @dataclass(frozen=True)
