@@ -189,19 +189,6 @@ def test_what_was_not_measured_cannot_be_judged(budget, base):
         budget.verdicts(known, known)
 
 
-@pytest.mark.parametrize("budget", [Budget.of({"qps": 10}), Budget(objective="cost")])
-def test_a_rate_of_which_the_batch_is_not_known_is_no_match_for_others(budget, base):
-    """Rows of studies from before there was more than one batch size."""
-    found = quality(base)
-    rates = {"p99_ms": 1.0, "qps": 20.0, "core_hours_per_million": 13.9}
-    old = Measured({**found.metrics, **rates}, {}, found.users)
-    with pytest.raises(ConfigError, match=r"did not measure qps_batch; .* start a study with this budget in another"):
-        budget.verdicts(old, old)
-    assert Budget().verdicts(old, old) == {}
-    now = Measured({**old.metrics, "qps_batch": 8}, {}, found.users)
-    assert set(budget.verdicts(now, now).values()) <= {"held"}
-
-
 def test_undecided_counts_only_where_it_is_accepted():
     limits = (Limit("p99_ms", 2), Limit("ndcg@10", 0.9, relative=True))
     answers = {"p99_ms": "held", "ndcg@10": "undecided"}

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from made_study import BUDGET, DATA, done, step, worse
 
+from recfit.search.budget import Budget
+from recfit.search.select import choose
 from recfit.search.study import LEDGER, Candidate, Study
 from recfit.types import ConfigError
 
@@ -43,6 +45,24 @@ def test_values_of_every_user_are_kept(make, base):
     assert users.dtype == np.float64
     assert again.measured(again.candidates["c"]).metrics["p99_ms"] == 1.0
     assert study.measured(FALLEN).users == {}
+
+
+@pytest.mark.parametrize("budget", [Budget.of({"qps": 10}), Budget(objective="cost")])
+def test_a_rate_of_which_the_batch_is_not_known_is_no_match_for_others(make, base, budget):
+    """Rows of studies from before there was more than one batch size keep all else."""
+    candidate, users = done("c", base, 1.0)
+    metrics = {name: value for name, value in candidate.metrics.items() if name != "qps_batch"}
+    study = make((replace(candidate, metrics=metrics), users))
+    for known in (study, Study(study.directory)):
+        missing = candidate.metrics.keys() - known.candidates["c"].metrics.keys()
+        assert missing == {"qps", "qps_batch", "core_hours_per_million"}
+        assert "qps" in known.candidates["o"].metrics
+        assert choose(known, Budget()).chosen.id == "c"
+        with pytest.raises(
+            ConfigError, match=r"did not measure (qps|core_hours_per_million); .* with this budget in another"
+        ):
+            choose(known, budget)
+    assert "qps" in rows(study)[-1]["metrics"], "the ledger loses nothing"
 
 
 def test_a_lost_file_of_user_values_is_named(make, base):

@@ -125,9 +125,6 @@ class Budget:
     def verdicts(self, found: Measured, original: Measured) -> dict[str, str]:
         """The answer of every limit; a metric that was not measured is refused."""
         wanted = [*(limit.metric for limit in self.limits), self.quality_metric, self.objective_metric]
-        if {"qps", "core_hours_per_million"} & {*wanted}:
-            # Rows of older studies lack it: their rate is that of one size, taken once, and no match for the others.
-            wanted.append("qps_batch")
         for metric in wanted:
             if metric not in found.metrics:
                 raise ConfigError(

@@ -17,6 +17,7 @@ from recfit.search.budget import Measured
 from recfit.types import ConfigError
 
 LEDGER = "study.jsonl"
+RATES = ("qps", "core_hours_per_million")
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ class Study:
             self.candidates = {id: found for id, found in self.candidates.items() if found.fell_for not in changed}
             self.facts |= row
         else:
-            candidate = Candidate(**row)
+            candidate = Candidate(**{**row, "metrics": _comparable(row["metrics"])})
             self.candidates[candidate.id] = candidate
 
     def _read(self) -> Iterator[dict[str, Any]]:
@@ -155,3 +156,9 @@ class Study:
             raise ConfigError(
                 f"another process is working on {self.directory}; wait for it or set another [search] directory"
             ) from None
+
+
+def _comparable(metrics: Mapping[str, float]) -> dict[str, float]:
+    """`metrics` without rates of which the batch size is not known, as in rows of older studies: they are those of one size,
+    taken once, and no match for the others."""
+    return {name: value for name, value in metrics.items() if name not in RATES or "qps_batch" in metrics}
