@@ -187,7 +187,7 @@ def answered(space: Space, folder: Path) -> list[dict[str, Any]]:
         begin = time.perf_counter()
         subprocess.run([*command, "--accept-undecided"], capture_output=True, check=choice.chosen is not None)
         outside = time.perf_counter() - begin
-        best = choose(space.reference, budget).chosen
+        every = choose(space.reference, budget)
         rows.append(
             {
                 "limits": limits,
@@ -195,18 +195,19 @@ def answered(space: Space, folder: Path) -> list[dict[str, Any]]:
                 "seconds": inside,
                 "command_seconds": outside,
                 "chosen": choice.chosen and choice.chosen.name,
-                "best": best and best.name,
-                "gap": _gap(budget, choice.chosen, best),
+                "best": every.chosen and every.chosen.name,
+                "gap": _gap(budget, choice.chosen, every.leader),
             }
         )
     return rows
 
 
-def _gap(budget: Budget, chosen: Candidate | None, best: Candidate | None) -> float | None:
-    """By which share the choice is worse in its objective than the best of all chains; None where there is no choice."""
-    if chosen is None or best is None:
+def _gap(budget: Budget, chosen: Candidate | None, leader: Candidate | None) -> float | None:
+    """By which share the choice is worse in its objective than the least of all chains that hold the budget; None where there
+    is no choice. Held against the least, not against the choice among all, which may give some of it up within a tie."""
+    if chosen is None or leader is None:
         return None
-    return abs(budget.loss(chosen.metrics) - budget.loss(best.metrics)) / abs(budget.loss(best.metrics))
+    return (budget.loss(chosen.metrics) - budget.loss(leader.metrics)) / abs(budget.loss(leader.metrics))
 
 
 def lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """What looked fastest is measured again beside the original; luck does not get delivered."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -60,6 +61,38 @@ def test_the_lucky_one_makes_way_for_the_next(bench):
     assert found.metrics["core_hours_per_million"] == pytest.approx(3 / 3.6)
     assert found.metrics["ndcg@10"] == pytest.approx(bench.study.measured(found).users["ndcg@10"].mean())
     assert "lucky" in said[0]
+
+
+def test_the_fastest_that_it_is_tied_with_is_measured_beside_it(bench):
+    """`good` is within 5 % of it today, and further off from what it once had the luck to need."""
+    rows = candidate("lucky", 1.0, share=0.95), candidate("good", 1.04)
+    bench, asked, said = bench(*rows, now={"lucky": 1.06, "good": 1.08, "o": 4})
+    assert confirmed(bench).chosen.id == "good"
+    assert asked == [["lucky", "good", "o"]]
+    assert [text.split(": ")[1] for text in said] == ["lucky", "good"]
+
+
+def test_where_times_are_not_the_objective_only_the_choice_is_measured(bench):
+    lean = done("lean", worse(base_quality(), 0.95), 1.0, step("prune"), memory=100.0)
+    good = done("good", base_quality(), 1.5, step("reduce"), memory=100.5)
+    bench, asked, _ = bench(lean, good, now={"good": 1.5, "o": 4})
+    bench.budget = replace(bench.budget, objective="memory")
+    assert confirmed(bench).chosen.id == "good"
+    assert asked == [["good", "o"]]
+
+
+@pytest.mark.parametrize("old", ["o", "steady"])
+def test_a_rate_that_none_can_be_compared_with_is_not_taken(bench, old):
+    """Rows of older studies have none that counts."""
+    bench, _, _ = bench(candidate("steady", 1.5), now={"steady": 1.2, "o": 4})
+    row = bench.study.candidates[old]
+    metrics = {name: value for name, value in row.metrics.items() if name != "qps_batch"}
+    bench.study.add(replace(row, metrics=metrics))
+    before = bench.study.candidates["steady"].metrics
+    after = confirmed(bench).chosen.metrics
+    assert after["p99_ms"] == pytest.approx(1.2)
+    for name in ("qps", "qps_batch", "core_hours_per_million"):
+        assert after.get(name) == before.get(name)
 
 
 def test_what_was_confirmed_is_not_measured_again(bench):

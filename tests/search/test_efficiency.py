@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 from benchmarks import search as benchmark
-from made_study import base_quality, costs, worse
+from made_study import base_quality, costs, done, started, step, worse
 
 import toys
 from recfit.search.recipe import Recipe
@@ -52,3 +53,20 @@ def test_a_search_over_records_ends_with_all_that_there_is(space: benchmark.Spac
     assert control["search"] == "random order"
     assert control["8"] < 100
     assert all(np.diff([row["8"], row["16"], row["30"]]).min() >= 0 for row in rows)
+
+
+@pytest.mark.parametrize(("known", "gap"), [(["fast", "good"], 0.04), (["fast"], 0.0), (["slow"], 0.5)])
+def test_a_gap_is_to_the_least_of_all_chains_that_hold(
+    space: benchmark.Space, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: list[str], gap: float
+) -> None:
+    """`good` is tied with `fast` and better, so it is the choice among all; a study that knows only `fast` is not behind."""
+    whole, study = started(tmp_path / "whole"), started(tmp_path / "study")
+    for name, share, p99 in (("fast", 0.95, 1.0), ("good", 1.0, 1.04), ("slow", 1.0, 1.5)):
+        candidate = done(name, worse(base_quality(), share), p99, step("prune"))
+        for each in (whole, study) if name in known else (whole,):
+            each.add(*candidate)
+    monkeypatch.setattr(benchmark, "new_budgets", lambda: iter([(["ndcg@10=90%"], "latency")]))
+    monkeypatch.setattr(benchmark.subprocess, "run", lambda *_, **__: None)
+    [answer] = benchmark.answered(dataclasses.replace(space, reference=whole), study.directory)
+    assert answer["best"] == "good"
+    assert answer["gap"] == pytest.approx(gap)

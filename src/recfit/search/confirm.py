@@ -1,11 +1,14 @@
 """The fastest of many noisy measurements is partly the luckiest. It is measured once more, in one run with the original,
-before it is delivered; what does not hold then makes way for the next."""
+before it is delivered, and so is the best in the objective that it is tied with; what does not hold then makes way for the
+next."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from recfit import measure
 from recfit.search.bench import Bench
@@ -20,39 +23,55 @@ TIMES = ("p50_ms", "p95_ms", "p99_ms")
 
 
 def confirmed(bench: Bench) -> Choice:
-    """The choice, once its times were taken beside the original's; after `ROUNDS` others, the best that is known."""
+    """The choice, once its times were taken beside the original's; after `ROUNDS` of others, the best that is known."""
     study = bench.study
     for _ in range(ROUNDS):
-        found = choose(study, bench.budget).chosen
-        if found is None or "confirmed" in found.protocol or found.id == study.facts["original"]:
+        waiting = _waiting(bench)
+        if not waiting:
             break
-        again = _measured(bench, found)
-        study.add(again, study.measured(found).users)
-        bench.say(f"again, beside the original: {line(again, bench.budget)}")
+        for again in _measured(bench, waiting):
+            study.add(again, study.measured(again).users)
+            bench.say(f"again, beside the original: {line(again, bench.budget)}")
     return choose(study, bench.budget)
 
 
-def _measured(bench: Bench, found: Candidate) -> Candidate:
-    """`found` with times from one run with the original, on the scale that the study measured the original with."""
+def _waiting(bench: Bench) -> list[Candidate]:
+    """What the choice rests on and was not taken again: itself and, where times are the objective, the best in it. That one
+    says who is tied with it, and if it was lucky nobody is."""
+    choice = choose(bench.study, bench.budget)
+    timed = bench.budget.objective in ("latency", "cost")
+    rests = {one.id: one for one in (choice.leader if timed else None, choice.chosen) if one is not None}
+    original = bench.study.facts["original"]
+    return [one for one in rests.values() if "confirmed" not in one.protocol and one.id != original]
+
+
+def _measured(bench: Bench, some: Sequence[Candidate]) -> list[Candidate]:
+    """`some` with times from one run with the original, on the scale that the study measured the original with."""
     begin = time.monotonic()
     original = bench.study.candidates[bench.study.facts["original"]]
-    pair = [_bundle(bench, part) for part in (found, original)]
-    now, base = measure.latency(pair, bench.split.validation, bench.plan)
-    scale = {name: original.metrics[name] / base["metrics"][name] for name in (*TIMES, "qps")}
-    qps = now["metrics"]["qps"] * scale["qps"]
-    rate = {
-        "qps": qps,
-        "qps_batch": now["metrics"]["qps_batch"],
-        "core_hours_per_million": found.metrics["core_hours_per_million"] * found.metrics["qps"] / qps,
+    bundles = [_bundle(bench, part) for part in (*some, original)]
+    *costs, base = measure.latency(bundles, bench.split.validation, bench.plan)
+    seconds = round((time.monotonic() - begin) / len(some), 2)
+    scale = {
+        name: original.metrics[name] / base["metrics"][name] for name in (*TIMES, "qps") if name in original.metrics
     }
-    times = {name: now["metrics"][name] * scale[name] for name in TIMES}
+    return [_again(found, now, scale, seconds) for found, now in zip(some, costs, strict=True)]
+
+
+def _again(found: Candidate, now: Mapping[str, Any], scale: Mapping[str, float], seconds: float) -> Candidate:
+    """`found` with the times of `now`; with its rate too, unless there is none to compare it with (rows of older studies)."""
+    metrics = {name: now["metrics"][name] * scale[name] for name in TIMES}
     spans = {name: tuple(end * scale[name] for end in now["intervals"][name]) for name in TIMES}
+    if "qps" in scale and "qps" in found.metrics:
+        qps = now["metrics"]["qps"] * scale["qps"]
+        hours = found.metrics["core_hours_per_million"] * found.metrics["qps"] / qps
+        metrics |= {"qps": qps, "qps_batch": now["metrics"]["qps_batch"], "core_hours_per_million": hours}
     return replace(
         found,
-        metrics={**found.metrics, **times, **rate},
+        metrics={**found.metrics, **metrics},
         intervals={**found.intervals, **spans},
         protocol={**found.protocol, "confirmed": "times taken again, blocks interleaved with the original's"},
-        seconds={**found.seconds, "confirm": round(time.monotonic() - begin, 2)},
+        seconds={**found.seconds, "confirm": seconds},
     )
 
 

@@ -41,11 +41,13 @@ def hypervolume(loss: npt.NDArray[np.float64], reference: npt.NDArray[np.float64
 
 
 def frontier(candidates: Sequence[Candidate], budget: Budget) -> list[Candidate]:
-    """The non-dominated candidates in quality, p99 and memory, and whatever else the budget limits."""
+    """The non-dominated candidates in all that the choice looks at: quality, p99, memory, bundle, and whatever else the
+    budget limits or makes as small as it can."""
     if not candidates:
         return []
-    costs = dict.fromkeys(["p99_ms", "memory_mb", *(limit.metric for limit in budget.limits if not limit.is_quality)])
-    signs = {budget.quality_metric: -1.0, **{metric: -1.0 if metric == "qps" else 1.0 for metric in costs}}
+    limited = [limit.metric for limit in budget.limits if not limit.is_quality]
+    costs = ["p99_ms", "memory_mb", "bundle_mb", budget.objective_metric, *limited]
+    signs = {metric: -1.0 if metric == "qps" else 1.0 for metric in costs} | {budget.quality_metric: -1.0}
     loss = np.array([[sign * found.metrics[metric] for metric, sign in signs.items()] for found in candidates])
     return [found for found, front in zip(candidates, on_front(loss), strict=True) if front]
 
@@ -63,12 +65,14 @@ class Miss:
 @dataclass(frozen=True)
 class Choice:
     """The best feasible candidate, or the nearest miss; the verdicts behind it, by candidate id; and what would have been
-    chosen if limits that are undecided counted, where that is better."""
+    chosen if limits that are undecided counted, where that is better. The `leader` is the best in the objective alone, which
+    the chosen is tied with."""
 
     chosen: Candidate | None
     nearest: Miss | None
     verdicts: Mapping[str, Mapping[str, str]]
     undecided: Candidate | None = None
+    leader: Candidate | None = None
 
 
 def choose(study: Study, budget: Budget) -> Choice:
@@ -79,16 +83,17 @@ def choose(study: Study, budget: Budget) -> Choice:
     verdicts = {found.id: budget.verdicts(measured[found.id], original) for found in done}
     feasible = [found for found in done if budget.holds(verdicts[found.id])]
     if feasible:
-        chosen = _best(feasible, budget)
-        open_ = _best([found for found in done if "broken" not in verdicts[found.id].values()], budget)
+        chosen = best(feasible, budget)
+        leader = min(feasible, key=lambda found: budget.loss(found.metrics))
+        open_ = best([found for found in done if "broken" not in verdicts[found.id].values()], budget)
         better = open_ not in feasible and budget.loss(open_.metrics) < budget.loss(chosen.metrics)
-        return Choice(chosen, None, verdicts, open_ if better else None)
+        return Choice(chosen, None, verdicts, open_ if better else None, leader)
     return Choice(None, _nearest(done, measured, original, budget, verdicts), verdicts)
 
 
-def _best(some: Sequence[Candidate], budget: Budget) -> Candidate:
+def best(some: Sequence[Candidate], budget: Budget) -> Candidate:
     """The best in the objective; of those tied with it the best quality, of equal quality the smallest bundle, and of these
-    the lowest p99, then the shortest recipe."""
+    the lowest p99, then the shortest recipe. `best` in `report/page/choice.js` is the same rule."""
     for metric in (budget.objective_metric, budget.quality_metric, "bundle_mb"):
         some = _tied(some, metric)
     return min(some, key=lambda found: (found.metrics["p99_ms"], len(found.recipe)))
