@@ -119,7 +119,8 @@ def fallen(recipe: str, status: str, stage: str, reason: str) -> dict[str, Any]:
 
 
 def with_frontier(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    losses = [(-row["metrics"][QUALITY], row["metrics"]["p99_ms"], row["metrics"]["memory_mb"]) for row in rows]
+    costs = ("p99_ms", "memory_mb", "bundle_mb")
+    losses = [(-row["metrics"][QUALITY], *(row["metrics"][cost] for cost in costs)) for row in rows]
 
     def is_dominated(loss: tuple[float, ...]) -> bool:
         return any(other != loss and all(a <= b for a, b in zip(other, loss, strict=True)) for other in losses)
@@ -187,6 +188,7 @@ def example() -> dict[str, Any]:
             ],
         },
         "quality_metric": QUALITY,
+        "bands": {"p99_ms": 0.05, "cost_per_million": 0.05, "memory_mb": 0.01, "bundle_mb": 0.01},
         "smallest_detectable_drop": 0.0017,
         "originals": {"A": original("eager", "PyTorch eager"), "B": original("", "ONNX Runtime float32")},
         "baselines": [baseline("ease", 0.0731), baseline("als", 0.0728), baseline("popularity", 0.0453)],

@@ -67,9 +67,10 @@ def test_what_is_to_say_of_a_measured_candidate_is_there(base, make):
 
 
 def not_front(found):
-    """Of the candidates here, those that another beats in quality, p99 and memory at once."""
+    """Of the candidates here, those that another beats in quality, p99, memory and bundle at once."""
+    costs = ("p99_ms", "memory_mb", "bundle_mb")
     keys = {
-        id: (-row["metrics"]["ndcg@10"], row["metrics"]["p99_ms"], row["metrics"]["memory_mb"])
+        id: (-row["metrics"]["ndcg@10"], *(row["metrics"][cost] for cost in costs))
         for id, row in found.items()
         if row["status"] == "done"
     }
@@ -124,6 +125,16 @@ def test_originals_baselines_and_strategies_name_candidates(study):
         ("original (A)", "a"), ("original (B)", "o"), ("simplify", "small"), ("quantize", "q"), ("chosen", "chain"),
     ]  # fmt: skip
     assert found["chosen"] == "chain"
+
+
+def test_the_best_of_a_family_is_chosen_as_the_choice_is(make, base):
+    """What is tied with the fastest of its family, and better, stands for it."""
+    fast, good = (
+        done(name, worse(base, share), p99, step("prune", axis=name))
+        for name, share, p99 in (("fast", 0.93, 1.5), ("good", 0.97, 1.53))
+    )
+    study = make(fast, good, done("best", worse(base, 0.97), 0.5, step("distill")))
+    assert {part["label"]: part["id"] for part in made(study)["strategies"]}["prune"] == "good"
 
 
 def test_an_original_that_has_a_step_is_no_strategy_of_its_own(make, base):

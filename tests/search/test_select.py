@@ -1,6 +1,5 @@
 """The frontier is what nothing dominates; the choice is the best of what holds; nothing is taken in silence."""
 
-import dataclasses
 import itertools
 import time
 
@@ -101,57 +100,6 @@ def test_the_original_may_win(study):
     only_original = [found for found in study.done() if found.id in ("o", "a")]
     study.candidates = {found.id: found for found in only_original}
     assert require(choose(study, heavier)).id == "o"
-
-
-def test_equal_losses_go_to_quality_then_to_speed_then_to_the_shorter_recipe(make, base):
-    study = make(
-        done("long", base, 1.0, step("cache"), step("runtime")),
-        done("short", base, 1.0, step("cache")),
-        done("worse", worse(base, 0.9), 1.0, step("prune")),
-    )
-    assert require(choose(study, Budget())).id == "short"
-    assert require(choose(study, Budget(objective="quality"))).id == "short"
-
-
-@pytest.mark.parametrize(("p99", "chosen"), [(1.04, "good"), (1.06, "fast")])
-def test_what_noise_cannot_tell_from_the_fastest_goes_to_quality(make, base, p99, chosen):
-    study = make(done("fast", worse(base, 0.9), 1.0, step("prune")), done("good", base, p99, step("quantize")))
-    assert require(choose(study, Budget())).id == chosen
-
-
-def test_a_narrow_interval_makes_a_narrow_tie_and_an_endless_one_none_wider(make, base):
-    for high, chosen in ((1.01, "fast"), (float("inf"), "good")):
-        fast, users = done("fast", worse(base, 0.9), 1.0, step("prune"))
-        fast = dataclasses.replace(fast, intervals={"p99_ms": (0.99, high)})
-        others = [done("good", base, 1.04, step("quantize")), done("slow", base, 1.06, step("reduce"), memory=10.0)]
-        study = make((fast, users), *others, folder=f"{high}")
-        assert require(choose(study, Budget())).id == chosen
-
-
-def test_memory_and_cost_are_tied_within_their_bands_too(make, base):
-    study = make(
-        done("lean", worse(base, 0.9), 2.0, step("prune"), memory=100.0, core_hours_per_million=1.0),
-        done("good", base, 2.0, step("quantize"), memory=100.9, core_hours_per_million=1.04),
-        done("best", base, 1.0, step("distill"), memory=102.0, core_hours_per_million=1.06),
-    )
-    assert require(choose(study, Budget(objective="memory"))).id == "good"
-    assert require(choose(study, Budget(objective="cost"))).id == "good"
-    assert require(choose(study, Budget(objective="quality"))).id == "good", "the smaller bundle, of equal quality"
-
-
-def test_of_ties_of_one_quality_the_smaller_bundle_and_of_one_size_the_faster(make, base):
-    large, small = (done("large", base, 1.0, step("prune")), done("small", base, 1.03, step("reduce"), bundle_mb=1.0))
-    assert require(choose(make(large, small, folder="sizes"), Budget())).id == "small"
-    alike = done("alike", base, 1.02, step("cache"), bundle_mb=1.005)
-    assert require(choose(make(large, small, alike, folder="alike"), Budget())).id == "alike"
-
-
-def test_a_tie_breaks_no_limit(make, base):
-    inside = done("inside", worse(base, 0.97), 1.0, step("prune"), memory=100.0)
-    study = make(inside, done("beyond", base, 1.0, step("quantize"), memory=100.5))
-    for objective in ("latency", "memory"):
-        assert require(choose(study, Budget.of({"memory_mb": 100.2}, objective=objective))).id == "inside"
-        assert require(choose(study, Budget.of({"memory_mb": 101}, objective=objective))).id == "beyond"
 
 
 def test_what_is_held_already_is_not_called_undecided(make, base):

@@ -11,7 +11,7 @@ from typing import Any
 
 from recfit.measure.statistics import paired
 from recfit.search.budget import Budget, Measured
-from recfit.search.select import Choice, frontier
+from recfit.search.select import BANDS, Choice, best, frontier
 from recfit.search.study import Candidate, Study
 
 BASELINES = ("popularity", "itemknn", "ease", "als")
@@ -31,6 +31,7 @@ def assemble(study: Study, budget: Budget, choice: Choice) -> dict[str, Any]:
         "machine": {**original.protocol["machine"], "threads": original.protocol["threads"]},
         "budget": _budget(budget, base),
         "quality_metric": budget.quality_metric,
+        "bands": {**BANDS, "cost_per_million": BANDS["core_hours_per_million"]},
         "smallest_detectable_drop": _detectable(candidates, budget.quality_metric),
         "originals": {
             "A": _original(study.candidates[study.facts["eager"]], "PyTorch eager", budget),
@@ -132,8 +133,8 @@ def _strategies(study: Study, budget: Budget, choice: Choice) -> list[dict[str, 
     strategies = [{"label": "original (A)", "id": study.facts["eager"]}, {"label": "original (B)", "id": base.id}]
     for family, group in singles.items():
         keeping = [found for found in group if budget.holds(choice.verdicts[found.id])]
-        best = min(keeping, key=lambda found: budget.loss(found.metrics)) if keeping else _best_quality(group, budget)
-        strategies.append({"label": family, "id": best.id})
+        shown = best(keeping, budget) if keeping else _best_quality(group, budget)
+        strategies.append({"label": family, "id": shown.id})
     if choice.chosen is not None and choice.chosen.id not in {found["id"] for found in strategies}:
         strategies.append({"label": "chosen", "id": choice.chosen.id})
     return strategies

@@ -182,8 +182,9 @@ class Search(TypedDict):
 
 
 class Report(TypedDict):
-    """Everything the page shows. `originals` holds `A` and `B`; the first of the `strategies` is what the others are
-    shares of; `chosen` and `nearest` name candidates."""
+    """Everything the page shows. `bands` is the share, by metric, that two runs of one bundle may differ by: closer candidates
+    are tied. `originals` holds `A` and `B`; the first of the `strategies` is what the others are shares of; `chosen` and
+    `nearest` name candidates."""
 
     title: str
     created: str
@@ -192,6 +193,7 @@ class Report(TypedDict):
     machine: Machine
     budget: Budget
     quality_metric: str
+    bands: dict[str, float]
     smallest_detectable_drop: float | None
     originals: dict[str, Original]
     baselines: list[Baseline]

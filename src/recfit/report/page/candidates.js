@@ -4,7 +4,7 @@ const SHOWN = ["p99_ms", "p50_ms", "memory_mb", "bundle_mb", "load_s", "qps", "c
 const RANKS = ["held", "undecided", "broken", "missing"];
 
 function buildCandidates(report, state, actions) {
-  const rows = report.candidates.filter(isFinished).sort(byObjective(objectiveOf(report, report.budget.objective)));
+  const rows = report.candidates.filter(isFinished).sort(byLoss(objectiveOf(report, report.budget.objective).metric));
   const columns = candidateColumns(report, state, rows);
   const body = h("tbody");
   const sorting = { column: null, direction: 1 };

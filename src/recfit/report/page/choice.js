@@ -1,11 +1,12 @@
 // Which candidate a budget picks. Pure functions of their arguments: no page, no state.
 //
 // A limit is {metric, op, bound, budget, relative}: `bound` null means off, `budget` is what the search was given (or
-// null). An objective is {metric, quality}: the metric to make best, and the quality metric that decides between equals.
+// null). An objective is {metric, quality, bands}: the metric to make best, the quality metric that decides between equals,
+// and by which share a metric may differ where noise makes the difference.
 
 function objectiveOf(report, name) {
   const metrics = { quality: report.quality_metric, latency: "p99_ms", memory: "memory_mb", cost: "cost_per_million" };
-  return { metric: metrics[name], quality: report.quality_metric };
+  return { metric: metrics[name], quality: report.quality_metric, bands: report.bands };
 }
 
 function isFinished(candidate) {
@@ -67,13 +68,28 @@ function loss(candidate, metric) {
   return metricInfo(metric).better === "lower" ? value : -value;
 }
 
-/** Orders candidates best first: by the objective, then by quality, then by speed, then the shorter recipe. */
-function byObjective({ metric, quality }) {
-  return (a, b) =>
-    compare(loss(a, metric), loss(b, metric)) ||
-    compare(loss(a, quality), loss(b, quality)) ||
-    compare(loss(a, "p99_ms"), loss(b, "p99_ms")) ||
-    compare(a.steps.length, b.steps.length);
+/** Orders candidates best first, by the first of the metrics that they differ in. */
+function byLoss(...metrics) {
+  return (a, b) => metrics.map((metric) => compare(loss(a, metric), loss(b, metric))).find(Boolean) ?? 0;
+}
+
+/**
+ * The best in the objective; of those tied with it the best quality, of equal quality the smallest bundle, and of these the
+ * lowest p99, then the shortest recipe. `best` in `search/select.py` is the same rule.
+ */
+function best(candidates, { metric, quality, bands }) {
+  const left = [metric, quality, "bundle_mb"].reduce((some, name) => tied(some, name, bands[name]), candidates);
+  const faster = byLoss("p99_ms");
+  return [...left].sort((a, b) => faster(a, b) || compare(a.steps.length, b.steps.length))[0];
+}
+
+/** Those that cannot be told from the best in the metric: within its 95% range, and no further off than the band. */
+function tied(candidates, metric, band) {
+  const leader = [...candidates].sort(byLoss(metric))[0];
+  const least = loss(leader, metric);
+  const high = leader.intervals?.[metric]?.[1] ?? Infinity;
+  const bound = band === undefined ? least : Math.max(least, Math.min(high, least * (1 + band)));
+  return candidates.filter((candidate) => loss(candidate, metric) <= bound);
 }
 
 /** By which share of the bound the measured value misses it; 0 where only its interval does. */
@@ -92,8 +108,8 @@ function missesOf(candidate, limits, tolerant) {
 }
 
 /** Orders candidates by how near they come: the worst shortfall, the number of limits missed, the objective. */
-function byDistance(objective) {
-  const better = byObjective(objective);
+function byDistance({ metric }) {
+  const better = byLoss(metric);
   return (a, b) =>
     compare(a.misses[0].share, b.misses[0].share) ||
     compare(a.misses.length, b.misses.length) ||
@@ -110,8 +126,8 @@ function compare(a, b) {
  */
 function select(candidates, limits, objective, tolerant = false) {
   const finished = candidates.filter(isFinished);
-  const feasible = finished.filter((candidate) => isFeasible(candidate, limits, tolerant)).sort(byObjective(objective));
-  if (feasible.length) return { chosen: feasible[0], feasible: feasible.length, nearest: null };
+  const feasible = finished.filter((candidate) => isFeasible(candidate, limits, tolerant));
+  if (feasible.length) return { chosen: best(feasible, objective), feasible: feasible.length, nearest: null };
   const near = finished.map((candidate) => ({ candidate, misses: missesOf(candidate, limits, tolerant) }));
   const nearest = near.sort(byDistance(objective))[0] ?? null;
   return { chosen: null, feasible: 0, nearest };
@@ -121,7 +137,7 @@ function select(candidates, limits, objective, tolerant = false) {
 function frontierLine(candidates, quality) {
   const line = [];
   const measured = candidates.filter((c) => isFinished(c) && c.metrics.p99_ms > 0 && c.metrics[quality] != null);
-  for (const candidate of measured.sort(byObjective({ metric: "p99_ms", quality }))) {
+  for (const candidate of measured.sort(byLoss("p99_ms", quality))) {
     if (!line.length || candidate.metrics[quality] > line.at(-1).metrics[quality]) line.push(candidate);
   }
   return line;

@@ -153,7 +153,7 @@ function moveFocus(event, points) {
   if (event.key === "Enter" || event.key === " ") group.dispatchEvent(new MouseEvent("click"));
   else if (step) {
     const order = [...points.candidates]
-      .sort(byObjective({ metric: "p99_ms", quality: points.quality }))
+      .sort(byLoss("p99_ms", points.quality))
       .map((c) => c.id);
     const next = order[order.indexOf(group.dataset.id) + step];
     pointOf(event.currentTarget, next)?.focus();
