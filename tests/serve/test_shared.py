@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import socket
 import subprocess
@@ -82,6 +83,14 @@ def app_with(
     ), shared
 
 
+async def close(shared: Shared) -> None:
+    """Once what was begun is over."""
+    await asyncio.sleep(0)  # an answer that was just given has begun to be kept
+    while shared._running:
+        await asyncio.gather(*shared._running, return_exceptions=True)
+    await shared._client.aclose()
+
+
 def client(app: Any) -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://recfit")
 
@@ -104,8 +113,8 @@ def test_servers_share_events_and_answers(redis: Redis) -> None:
             after = (await here.post(PATH, json={"user_id": "7"})).json()
             assert after["items"][0]["item_id"] == before["items"][1]["item_id"]
             assert asked[1:] == [Request("7", recent=(item,))]
-        await first.aclose()
-        await second.aclose()
+        await close(first)
+        await close(second)
 
     asyncio.run(run())
 
@@ -125,7 +134,7 @@ def test_the_newest_events_are_kept_and_not_for_ever(redis: Redis) -> None:
         assert 40_000 < await shared.call("TTL", key) <= 43_200
         await SharedEvents(shared, days=0).add([("ü", "newest")])
         assert await shared.call("TTL", key) == -1
-        await shared.aclose()
+        await close(shared)
 
     asyncio.run(run())
 
@@ -153,7 +162,7 @@ def test_without_redis_requests_are_answered_and_with_it_again_shared(
             assert f'recfit_redis_commands_lost_total{{reason="failed"}} {shared.failures}.0' in told
             refused = await here.post("/v1/events", json={"events": [{"user_id": "7", "item_id": "i1"}]})
             assert (refused.status_code, refused.json()["error"]["code"]) == (503, "store_unavailable")
-            assert shared.failures <= 4  # the breaker spares everybody the wait
+            assert shared.failures <= 4 + 1  # the breaker spares everybody the wait; the event is the one
             assert shared.skipped >= 25
             redis.process.send_signal(signal.SIGCONT) if how == "frozen" else redis.start()
             await asyncio.sleep(0.4)
@@ -163,7 +172,7 @@ def test_without_redis_requests_are_answered_and_with_it_again_shared(
             assert "degraded" not in back
             assert "i2" not in {item["item_id"] for item in back["items"]}
             assert "recfit_redis_up 1.0" in (await here.get("/metrics")).text
-        await shared.aclose()
+        await close(shared)
 
     asyncio.run(run())
 
@@ -212,13 +221,60 @@ def test_a_slow_redis_is_waited_for_by_one_request_in_a_second(redis: Redis, cap
                 for _ in range(3):
                     assert {*await asyncio.gather(*map(ask, range(10)))} == {200}
                 assert shared.broken
-                first, shared._again_at = shared.failures, 0.0  # the pause is over
+                first, shared._requests.again_at = shared.failures, 0.0  # the pause is over
                 assert {*await asyncio.gather(*map(ask, range(10, 40)))} == {200}
                 assert shared.failures == first + 1
-            await shared.aclose()
+            await close(shared)
         said = [record.message for record in caplog.records if "redis" in record.message]
         assert len(said) == 1
-        assert "does not answer (no reply within 5 ms)" in said[0]
+        assert "does not answer requests (no reply within 5 ms)" in said[0]
+
+    asyncio.run(run())
+
+
+def test_a_redis_that_is_too_late_for_answers_keeps_events(
+    redis: Redis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """50 ms are more than an answer waits, and less than events do."""
+    monkeypatch.setattr(module, "EVENTS_S", PATIENT_S)
+    monkeypatch.setattr(module, "PAUSE_S", PATIENT_S)
+
+    async def run() -> None:
+        async with Way(redis) as way:
+            app, shared = app_with(way.url, timeout_s=module.TIMEOUT_S)
+            way.delay_s = 0.05
+            async with client(app) as here:
+                for n in range(12):
+                    answer = await here.post(PATH, json={"user_id": f"{n}"})
+                    assert (answer.status_code, answer.json()["degraded"]) == (200, True)
+                    kept = await here.post("/v1/events", json={"events": [{"user_id": "7", "item_id": f"i{n}"}]})
+                    assert kept.status_code == 200
+                assert shared.broken  # an event that is kept says nothing of answers
+                assert "recfit_redis_up 0.0" in (await here.get("/metrics")).text
+            way.delay_s, shared._requests.timeout_s = 0.0, PATIENT_S
+            shared._requests.again_at = 0.0
+            assert len(await SharedEvents(shared).recent("7")) == 12
+            await close(shared)
+
+    asyncio.run(run())
+    said = [record.message for record in caplog.records if "redis" in record.message]
+    assert said == [
+        "redis does not answer requests (no reply within 5 ms); going on without it",
+        "redis answers requests again",
+    ]
+
+
+def test_events_that_nobody_keeps_are_refused_at_once_after_some(redis: Redis) -> None:
+    async def run() -> None:
+        shared = Shared(redis.url, PATIENT_S)
+        events = SharedEvents(shared)
+        redis.stop()
+        for n in range(10):
+            with pytest.raises(UnavailableError):
+                await events.add([("7", "i0")])
+            assert (shared.failures, shared.skipped) == (min(n + 1, 3), max(0, n - 2))
+        assert not shared.broken
+        await close(shared)
 
     asyncio.run(run())
 
@@ -244,7 +300,7 @@ def test_a_late_reply_fails_alone_and_only_some_in_a_row_end_the_asking(redis: R
                 await shared.call("GET", "k")
             assert shared.broken
             way.delay_s = 0.0
-            await shared.aclose()
+            await close(shared)
 
     asyncio.run(run())
 
@@ -260,7 +316,7 @@ def test_a_busy_event_loop_is_no_late_redis(redis: Redis) -> None:
         time.sleep(0.5)
         assert await asking == b"v"
         assert shared.failures == 0
-        await shared.aclose()
+        await close(shared)
 
     asyncio.run(run())
 
@@ -291,13 +347,13 @@ def test_a_full_batch_is_a_question_or_two_and_not_one_for_each(redis: Redis, ro
         assert after["total_connections_received"] - before["total_connections_received"] <= module.WAYS
         assert not shared.broken
         assert (shared.failures, shared.skipped) == (0, 0)
-        await shared.aclose()
+        await close(shared)
 
     asyncio.run(run())
 
 
 def test_events_of_many_users_are_one_command(redis: Redis) -> None:
-    """All are kept or none, and none without its end."""
+    """None is without its end, nobody reads a part of them; but what was written before one that is refused stays."""
 
     async def run() -> None:
         shared = Shared(redis.url, PATIENT_S)
@@ -307,7 +363,11 @@ def test_events_of_many_users_are_one_command(redis: Redis) -> None:
         assert await events.recent("7") == ("7", "407", "807")
         ends = await asyncio.gather(*(shared.call("TTL", PREFIX + b"events:%d" % n) for n in range(400)))
         assert min(ends) > 29 * 86_400
-        await shared.aclose()
+        await shared.call("SET", PREFIX + b"events:text", "is no list")
+        with pytest.raises(UnavailableError, match="WRONGTYPE"):
+            await events.add([("before", "1"), ("text", "2"), ("after", "3")])
+        assert [await events.recent(user) for user in ("before", "after")] == [("1",), ()]
+        await close(shared)
 
     asyncio.run(run())
 
@@ -335,7 +395,7 @@ def test_a_redis_that_takes_nothing_is_still_read(redis: Redis, why: str, caplog
             assert f'recfit_redis_commands_lost_total{{reason="refused"}} {shared.refused}.0' in told
             assert 5 <= shared.refused <= 6  # and perhaps the answer, for the others
             assert await SharedEvents(shared).recent("8") == ("i0",)
-        await shared.aclose()
+        await close(shared)
 
     asyncio.run(run())
     said = [record.message for record in caplog.records if "redis" in record.message]
@@ -361,7 +421,59 @@ def test_a_reply_to_something_else_is_nobodys_history(redis: Redis) -> None:
         with pytest.raises(UnavailableError, match="the replies of a connection were those to something else"):
             await asking
         assert await events.recent("ben") == ("his",)
-        await shared.aclose()
+        await close(shared)
+
+    asyncio.run(run())
+
+
+def test_an_echo_that_is_refused_is_told_as_that(redis: Redis) -> None:
+    async def run() -> None:
+        shared = Shared(redis.url, PATIENT_S)
+        await shared.call("SET", "k", "v")
+        way = await shared._client.connection_pool.get_connection()
+        await shared._client.connection_pool.release(way)
+        await shared._client.acl_setuser("default", commands=["-echo"])
+        with pytest.raises(UnavailableError, match="no permissions to run the 'echo' command"):
+            await shared.call("GET", "k")
+        assert way.is_connected
+        await shared._client.acl_setuser("default", commands=["+echo"])
+        assert await shared.call("GET", "k") == b"v"
+        await close(shared)
+
+    asyncio.run(run())
+
+
+def test_the_commands_that_the_documentation_names_are_enough(redis: Redis) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
+    (told,) = re.findall(r"needs the keys `(\S+)` and the commands (.*?)\.", text)
+    commands = re.findall(r"`([A-Z]+)`", told[1])
+
+    async def refused(url: str) -> bool:
+        shared = Shared(url, PATIENT_S)
+        for_days, for_ever = SharedEvents(shared), SharedEvents(shared, days=0)
+        several = [("7", "i")] * (KEEP + 1)
+        asked = (
+            for_days.add(several),
+            for_ever.add(several),
+            for_days.add(several),
+            for_days.recent("7"),
+            shared.call("SET", PREFIX + b"k", "v"),
+            shared.call("GET", PREFIX + b"k"),
+        )
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        await close(shared)
+        return any(isinstance(one, UnavailableError) for one in found)
+
+    async def run() -> None:
+        operator, url = Shared(redis.url, PATIENT_S), redis.url.replace("//", "//server:word@")
+        allowed = [f"+{command}" for command in commands]
+        await operator.call("ACL", "SETUSER", "server", "on", ">word", f"~{told[0]}", *allowed)
+        assert not await refused(url)
+        for command in commands:  # none of them is there for nothing
+            await operator.call("ACL", "SETUSER", "server", f"-{command}")
+            assert await refused(url), command
+            await operator.call("ACL", "SETUSER", "server", f"+{command}")
+        await close(operator)
 
     asyncio.run(run())
 
@@ -386,7 +498,7 @@ def test_who_leaves_does_not_get_others_a_wrong_reply(redis: Redis) -> None:
             found = await asyncio.gather(*tasks, return_exceptions=True)
             for n, value in zip(draws[at : at + 20], found, strict=True):
                 assert isinstance(value, asyncio.CancelledError) or value == f"v{n}".encode()
-        await shared.aclose()
+        await close(shared)
 
     asyncio.run(run())
 
@@ -401,7 +513,7 @@ def test_a_value_of_something_else_is_no_answer(redis: Redis) -> None:
         assert await results.find(b"b" * 16) is None
         await shared.call("SET", PREFIX + b"c" * 16, b"c" * 16 + b"another version's")
         assert await results.find(b"c" * 16) is None
-        await shared.aclose()
+        await close(shared)
 
     asyncio.run(run())
 

@@ -219,7 +219,7 @@ class _Stores(Collector):
         yield CounterMetricFamily("recfit_answers_without_events", without, self._events.unread)
         dropped = 0 if self._exposures is None else self._exposures.dropped
         yield CounterMetricFamily("recfit_exposures_dropped", "Rows of the exposure log that were lost", dropped)
-        up = GaugeMetricFamily("recfit_redis_up", "Whether Redis answers (1), or nothing is asked of it for now (0)")
+        up = GaugeMetricFamily("recfit_redis_up", "Whether answers ask Redis (1), or go on without it for now (0)")
         commands = CounterMetricFamily(
             "recfit_redis_commands_lost",
             "Commands for Redis that were not answered, those not sent since, and those whose answer was an error",

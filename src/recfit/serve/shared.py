@@ -1,8 +1,9 @@
 """What several servers share through Redis: live events, and a second level of answers that were given before.
 
-Redis may be slow, frozen or gone; requests are answered anyway. A command has a time-out, and after `IN_A_ROW` that failed one
-after the other nothing is asked for `PAUSE_S`, then one thing to see whether it is back (a circuit breaker). A reply that is an
-error (Redis is full, or a replica) is a reply: that command is refused, and nothing else.
+Redis may be slow, frozen or gone; requests are answered anyway. A command has a time-out, and after `IN_A_ROW` of its kind that
+failed one after the other none is sent for `PAUSE_S`, then one to see whether Redis is back (a circuit breaker). Requests and
+events have one each: a Redis that is too late for answers may be in time for events. A reply that is an error (Redis is full,
+or a replica) is a reply: that command is refused, and nothing else.
 
 Commands of one turn of the event loop go together, so that a batch of requests takes one connection and not one for each. What
 was begun is never cancelled, since its replies would be taken for the next one's (redis-py issue 2624), and ends with a number
@@ -47,9 +48,10 @@ for _, key in ipairs(KEYS) do
   at = last + 1
 end
 """
-"""Events of several users (`KEYS`), all of them or none: how many are kept of a user, for how many seconds (0: for ever), and
-for each user how many items there are, and these. In a script they are one command of one reply; as 3,000 commands between
-MULTI and EXEC, 1,000 users hold the event loop five times as long."""
+"""Events of several users (`KEYS`): how many are kept of a user, for how many seconds (0: for ever), and for each user how many
+items there are, and these. Nobody sees a part of them; but Redis takes nothing back, so a key that is no list leaves the users
+before it written. In a script they are one command of one reply; as 3,000 commands between MULTI and EXEC, 1,000 users hold
+the event loop five times as long."""
 
 Command = tuple[Any, ...]
 
@@ -66,19 +68,45 @@ class _Asked(NamedTuple):
 
 
 class _Line:
-    """Commands that have `timeout_s`, and go together once there is a way."""
+    """Commands for one `kind` of caller that have `timeout_s`, and go together once there is a way. It is `broken` while Redis
+    does not answer them."""
 
-    def __init__(self, timeout_s: float) -> None:
-        self.timeout_s, self.asked, self.ways = timeout_s, list[_Asked](), asyncio.Semaphore(WAYS)
+    def __init__(self, kind: str, timeout_s: float) -> None:
+        self.kind, self.timeout_s, self.broken = kind, timeout_s, False
+        self.asked, self.ways = list[_Asked](), asyncio.Semaphore(WAYS)
+        self.again_at = 0.0  # when a broken one is tried
+        self._failed, self._failed_at = 0, 0.0
 
     def take(self) -> list[_Asked]:
         asked, self.asked = self.asked, []
         return asked
 
+    def tries(self) -> bool:
+        """Whether this command is the one that asks whether Redis is back; the others go on without."""
+        now = time.monotonic()
+        if now < self.again_at:
+            return False
+        self.again_at = now + PAUSE_S
+        return True
+
+    def answered(self) -> None:
+        if self.broken:
+            log.warning("redis answers %s again", self.kind)
+        self.broken, self._failed = False, 0
+
+    def failed(self, begin: float, error: Exception) -> None:
+        """Commands that were sent at `begin` were not answered. Those under way at the same time are one failure of Redis."""
+        if begin >= self._failed_at:
+            self._failed, self._failed_at = self._failed + 1, time.monotonic()
+        if self._failed >= IN_A_ROW:
+            if not self.broken:
+                log.warning("redis does not answer %s (%s); going on without it", self.kind, error)
+            self.broken, self.again_at = True, time.monotonic() + PAUSE_S
+
 
 class Shared:
-    """A client with a circuit breaker, which is `broken` while Redis does not answer. `failures` counts commands that were not
-    answered within `timeout_s`, `skipped` those not sent, and `refused` those whose reply was an error."""
+    """A client that waits `timeout_s` for what requests need, and `EVENTS_S` at least for events. `failures` counts commands
+    that were not answered in that time, `skipped` those not sent, and `refused` those whose reply was an error."""
 
     def __init__(self, url: str, timeout_s: float = TIMEOUT_S) -> None:
         try:
@@ -90,11 +118,15 @@ class Shared:
         except ValueError as error:
             message = f"serve.redis = {url!r} is no address: {error}; give one such as redis://127.0.0.1:6379/0"
             raise ConfigError(message) from None
-        self._requests, self._events = _Line(timeout_s), _Line(max(timeout_s, EVENTS_S))
+        self._requests, self._events = _Line("requests", timeout_s), _Line("events", max(timeout_s, EVENTS_S))
         self._running, self._numbers = set[asyncio.Future[Any]](), itertools.count(1)
-        self.broken, self._again_at = False, 0.0
-        self._failed, self._failed_at, self._said_at = 0, 0.0, float("-inf")
+        self._said_at = float("-inf")
         self.failures = self.skipped = self.refused = 0
+
+    @property
+    def broken(self) -> bool:
+        """Whether requests go on without Redis."""
+        return self._requests.broken
 
     async def call(self, *command: Any) -> Any:
         """The reply. Raises `UnavailableError` where that is an error, where Redis does not answer, or did not a moment ago."""
@@ -104,19 +136,10 @@ class Shared:
         """As `call`, for events."""
         await self._ask(self._events, command)
 
-    async def aclose(self) -> None:
-        """Once what was begun is over. Connections of a server end with it, and what it has acknowledged is in Redis."""
-        await asyncio.sleep(0)  # an answer that was just given has begun to be kept
-        while self._running:
-            await asyncio.gather(*self._running, return_exceptions=True)
-        await self._client.aclose()
-
     async def _ask(self, line: _Line, command: Command) -> Any:
-        if self.broken:
-            if time.monotonic() < self._again_at:
-                self.skipped += 1
-                raise UnavailableError
-            self._again_at = time.monotonic() + PAUSE_S  # one asks whether it is back, the others go on without
+        if line.broken and not line.tries():
+            self.skipped += 1
+            raise UnavailableError
         asked = _Asked(command, asyncio.get_running_loop().create_future())
         line.asked.append(asked)
         if len(line.asked) == 1:
@@ -143,11 +166,9 @@ class Shared:
             try:
                 replies = await self._in_time(self._begin(self._replies(commands)), line.timeout_s, commands)
             except Exception as error:
-                self._lost(together, begin, error)
+                self._lost(line, together, begin, error)
                 return
-        if self.broken:
-            log.warning("redis answers again")
-        self.broken, self._failed = False, 0
+        line.answered()
         for asked, reply in zip(together, replies, strict=True):
             if isinstance(reply, Exception):
                 self._refuse(reply)
@@ -159,7 +180,9 @@ class Shared:
             for command in (*commands, ("ECHO", number)):
                 pipeline.execute_command(*command)
             replies: list[Any] = await pipeline.execute(raise_on_error=False)
-        if replies.pop() != number:
+        if isinstance(last := replies.pop(), Exception):
+            raise last
+        if last != number:
             await self._client.connection_pool.disconnect()
             raise ConnectionError("the replies of a connection were those to something else")
         return replies
@@ -176,19 +199,13 @@ class Shared:
         running.add_done_callback(lambda done: done.cancelled() or done.exception())
         raise TimeoutError(f"no reply within {timeout_s * 1e3:g} ms")
 
-    def _lost(self, together: Sequence[_Asked], begin: float, error: Exception) -> None:
-        """They were not answered. Those that were under way at the same time are one failure of Redis."""
+    def _lost(self, line: _Line, together: Sequence[_Asked], begin: float, error: Exception) -> None:
+        """They were not answered, and nobody who waits behind them will be while the line is broken."""
         self.failures += len(together)
-        if begin >= self._failed_at:
-            self._failed, self._failed_at = self._failed + 1, time.monotonic()
-        if self._failed >= IN_A_ROW:
-            if not self.broken:
-                log.warning("redis does not answer (%s); going on without it", error)
-            self.broken, self._again_at = True, time.monotonic() + PAUSE_S
-            waiting = [*self._requests.take(), *self._events.take()]
-            self.skipped += len(waiting)
-            together = [*together, *waiting]
-        for asked in together:
+        line.failed(begin, error)
+        waiting = line.take() if line.broken else []
+        self.skipped += len(waiting)
+        for asked in (*together, *waiting):
             asked.tell(error)
 
     def _refuse(self, error: Exception) -> None:
@@ -220,7 +237,8 @@ class SharedEvents:
             raise
         return tuple([item.decode() for item in items])
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """What was acknowledged is in Redis, and connections end with the process."""
 
 
 def _key(user_id: str) -> bytes:
