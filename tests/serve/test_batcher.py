@@ -118,25 +118,74 @@ def test_nobody_waits_for_ever_for_an_engine_that_breaks_its_word(engine: FakeEn
     assert [repr(one) for one in ask(engine, asked, threads)] == [words] * 3
 
 
+class Panicking(FakeEngine):
+    """Raises what is no `Exception`, as Rust does."""
+
+    def recommend(self, requests: Sequence[Request], k: int = 10, **_: object) -> list[Recommendation]:
+        raise PanicError("rust")
+
+
+class PanicError(BaseException): ...
+
+
 @pytest.mark.parametrize("threads", [0, 1])
+def test_what_is_no_exception_ends_nobody_but_who_asked(threads: int) -> None:
+    found = ask(Panicking(), [(Request("u1"), 3)] * 3, threads)
+    assert [repr(one) for one in found] == ["""RuntimeError("the engine raised PanicError('rust')")"""] * 3
+
+
+def test_an_engine_that_ends_the_process_does() -> None:
+    engine = FakeEngine()
+    engine.recommend = Mock(side_effect=SystemExit(3))  # type: ignore[method-assign]
+    with pytest.raises(SystemExit):
+        ask(engine, [(Request("u1"), 3)])
+
+
+BEFORE, AFTER = ("choose", "most", "left"), ("took", "add")
+
+
+@pytest.mark.parametrize(
+    ("fault", "threads"),
+    [*((fault, threads) for fault in (*BEFORE, *AFTER) for threads in (0, 1)), ("run_in_executor", 1)],
+)
 def test_a_batch_that_fails_outside_the_engine_is_told_so_and_the_next_is_answered(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, threads: int
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: str, threads: int
 ) -> None:
-    """Such as a thread that the system does not give."""
+    """Such as a thread that the system does not give. What fails once the engine has answered is nobody's fault."""
+    broken = Mock(side_effect=RuntimeError("can't start new thread"))
+
+    async def ask(batcher: Batcher) -> object:
+        if fault == "left":
+            caller.left.set(broken)
+        return await batcher.ask(Request("u1"), 3)
 
     async def run() -> tuple[list[object], Answer]:
         batcher = Batcher([Rung(FakeEngine())], threads)
+        owners = {"run_in_executor": asyncio.get_running_loop(), "add": batcher._lately}
         with monkeypatch.context() as patch:
-            loop = asyncio.get_running_loop()
-            broken = (loop, "run_in_executor") if threads else (batcher.ladder, "took")
-            patch.setattr(*broken, Mock(side_effect=RuntimeError("can't start new thread")))
-            failed = await asyncio.gather(*(batcher.ask(Request("u1"), 3) for _ in range(2)), return_exceptions=True)
-        return failed, await batcher.ask(Request("u1"), 3)
+            if fault != "left":
+                patch.setattr(owners.get(fault, batcher.ladder), fault, broken)
+            asked = [asyncio.create_task(ask(batcher)) for _ in range(2)]
+            first = await asyncio.gather(*asked, return_exceptions=True)
+        return first, await batcher.ask(Request("u1"), 3)
 
-    failed, answered = asyncio.run(asyncio.wait_for(run(), 5))
-    assert [repr(one) for one in failed] == ["""RuntimeError("can't start new thread")"""] * 2
+    first, answered = asyncio.run(asyncio.wait_for(run(), 5))
+    if fault in AFTER:
+        assert all(isinstance(one, Answer) for one in first)
+    else:
+        assert [repr(one) for one in first] == ["""RuntimeError("can't start new thread")"""] * 2
     assert answered.found.items
-    assert "a batch failed outside the engine" in caplog.text
+    assert "a batch failed" in caplog.text
+
+
+def test_a_turn_that_fails_before_anybody_leaves_is_followed_by_another() -> None:
+    async def run() -> Answer:
+        batcher = Batcher([Rung(FakeEngine())])
+        batcher.ladder.around = Mock(side_effect=[ZeroDivisionError])  # type: ignore[method-assign]
+        await batcher.ask(Request("u1"), 3)
+        return await batcher.ask(Request("u1"), 3)
+
+    assert asyncio.run(asyncio.wait_for(run(), 5)).found.items
 
 
 def test_requests_that_were_cancelled_are_not_run() -> None:

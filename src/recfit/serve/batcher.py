@@ -160,49 +160,65 @@ class Batcher:
     def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
         """Give what is in line to the engines, as far as they are free."""
         self._woken = False
-        if self._told:
-            self.ladder.around(self._told, time.thread_time() - self._spent_s)
-            self._told = 0
-        while self._free and (batch := self._next()).waiting:
-            try:
-                self._give(batch, loop)
-            except Exception as error:  # nobody must wait for ever, whatever it is
-                log.exception("a batch failed outside the engine")
-                self._tell(batch, [error] * len(batch.waiting), {})
-            if self._pool is None:
-                break  # so that what arrived meanwhile joins the next batch
-        if self._free and self._anybody():
-            self._wake()
+        try:
+            while self._free and self._leave(loop):
+                if self._pool is None:
+                    break  # so that what arrived meanwhile joins the next batch
+        finally:
+            if self._free and self._anybody():
+                self._wake()
+
+    def _leave(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Give the next batch to an engine, and say whether there was one."""
+        leaving = list[Waiting]()
+        try:
+            if told := self._told:
+                self._told = 0
+                self.ladder.around(told, time.thread_time() - self._spent_s)
+            rungs = self._next(leaving)
+            if leaving:
+                self._give(Batch(leaving, rungs), loop)
+        except BaseException as error:
+            _fail(leaving, error)
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
+        return bool(leaving)
 
     def _give(self, batch: Batch, loop: asyncio.AbstractEventLoop) -> None:
         if self._pool is None:
             self._tell(batch, *answers(self._engines, batch))
-            self._spent_s = time.thread_time()
+            self._told, self._spent_s = len(batch.waiting), time.thread_time()
             return
         running = loop.run_in_executor(self._pool, answers, self._engines, batch)
         self._free -= 1
         self._running[running] = time.monotonic()
         running.add_done_callback(partial(self._done, batch))
 
-    def _next(self) -> Batch:
-        """The call that came first, or those requests who are first in line and the rung for each."""
-        if self._calls and (call := self._first_call()) is not None:
-            return Batch([call], [0])
-        rung = self.ladder.choose(self._waiting(), time.monotonic())
-        share = -(-(len(self._line) + len(self._urgent)) // self._free)
-        most, batch = min(share, self.ladder.most(rung)), list[Waiting]()
-        while len(batch) < most and (waiting := _first(self._urgent) or _first(self._line)):
-            batch.append(waiting)
-        return Batch(batch, [self._rung(waiting, rung, len(batch)) for waiting in batch])
+    def _next(self, leaving: list[Waiting]) -> list[int]:
+        """Move the call that came first to `leaving`, or those requests who are first in line; the rung for each. Whatever
+        fails here does so once somebody is leaving, who can be told."""
+        if self._calls and self._call_leaves(leaving):
+            return [0]
+        waiting, share = self._waiting(), -(-(len(self._line) + len(self._urgent)) // self._free)
+        if not self._request_leaves(leaving):
+            return []
+        rung = self.ladder.choose(waiting, time.monotonic())
+        most = min(share, self.ladder.most(rung))
+        while len(leaving) < most and self._request_leaves(leaving):
+            pass
+        return [self._rung(waiting, rung, len(leaving)) for waiting in leaving]
 
-    def _first_call(self) -> Waiting | None:
-        """The first call, if no request came before."""
+    def _request_leaves(self, leaving: list[Waiting]) -> bool:
+        return _leaves(self._urgent, leaving) or _leaves(self._line, leaving)
+
+    def _call_leaves(self, leaving: list[Waiting]) -> bool:
+        """The first one, if no request came before."""
         while self._calls and not self._urgent:
             if self._line and self._line[0].arrived < self._calls[0].arrived:
-                return None
-            if waiting := _first(self._calls):
-                return waiting
-        return None
+                return False
+            if _leaves(self._calls, leaving):
+                return True
+        return False
 
     def _rung(self, waiting: Waiting, rung: int, count: int) -> int:
         if waiting.rung is not None:
@@ -214,23 +230,15 @@ class Batcher:
     def _done(self, batch: Batch, running: asyncio.Future[Ran]) -> None:
         self._free += 1
         del self._running[running]
-        failed = running.exception()
-        self._tell(batch, *(([RuntimeError(str(failed))] * len(batch.waiting), {}) if failed else running.result()))
+        try:
+            self._tell(batch, *running.result())
+        except BaseException as error:
+            _fail(batch.waiting, error)
         if self._anybody():
             self._wake()
 
     def _tell(self, batch: Batch, outcomes: Sequence[Any], spent_s: Mapping[int, float]) -> None:
-        """Give everybody their outcome, and remember how long that took."""
-        for rung, seconds in spent_s.items():
-            if batch.call is not None:
-                self._call_s += WEIGHT * (seconds - self._call_s)
-            else:
-                self.ladder.took(rung, batch.rungs.count(rung), seconds)
-        if self._pool is None:
-            self._told = len(outcomes)
-        first = batch.waiting[0]
-        if first.call is None and first.rung is None and not isinstance(outcomes[0], Exception):
-            self._lately.add(first.request, first.k)
+        """Give everybody their outcome, then remember how long that took: where that fails nobody is waiting any more."""
         for waiting, rung, outcome in zip(*batch, outcomes, strict=True):
             if waiting.answer.done():  # the client left meanwhile
                 continue
@@ -238,6 +246,14 @@ class Batcher:
                 waiting.answer.set_exception(_failure(outcome))
             else:
                 waiting.answer.set_result(outcome if batch.call is not None else Answer(rung, outcome))
+        for rung, seconds in spent_s.items():
+            if batch.call is not None:
+                self._call_s += WEIGHT * (seconds - self._call_s)
+            else:
+                self.ladder.took(rung, batch.rungs.count(rung), seconds)
+        first = batch.waiting[0]
+        if first.call is None and first.rung is None and not isinstance(outcomes[0], Exception):
+            self._lately.add(first.request, first.k)
 
 
 def _joining(
@@ -251,24 +267,34 @@ def _joining(
     return Waiting(future, time.monotonic(), deadline, caller.left.get(), request, k, rung, call)
 
 
-def _first(line: deque[Waiting]) -> Waiting | None:
-    """The first in line, less those whose clients have left or who are late."""
+def _leaves(line: deque[Waiting], leaving: list[Waiting]) -> bool:
+    """Move the first in line to `leaving`, less those whose clients left or who are late; say whether there was one."""
     while line:
         waiting = line.popleft()
-        if waiting.answer.done():
-            continue
-        if waiting.left():
-            waiting.answer.cancel()
-        elif waiting.deadline < time.monotonic():
-            waiting.answer.set_exception(LateError())
-        else:
-            return waiting
-    return None
+        leaving.append(waiting)
+        if not waiting.answer.done():
+            if waiting.left():
+                waiting.answer.cancel()
+            elif waiting.deadline < time.monotonic():
+                waiting.answer.set_exception(LateError())
+            else:
+                return True
+        leaving.pop()
+    return False
 
 
-def _failure(error: Exception) -> Exception:
-    """What a future takes for `error`: `StopIteration` would end who waits for it as if nothing had happened."""
-    if not isinstance(error, StopIteration):
+def _fail(waiting: Sequence[Waiting], error: BaseException) -> None:
+    """Nobody must wait for ever, whatever it is: who has no outcome yet gets this one."""
+    log.error("a batch failed", exc_info=error)
+    for one in waiting:
+        if not one.answer.done():
+            one.answer.set_exception(_failure(error))
+
+
+def _failure(error: BaseException) -> Exception:
+    """What a future takes for `error`: `StopIteration`, or what is no `Exception` (a panic in Rust), would end who waits for it
+    as if nothing had happened, or more than them."""
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
         return error
     failure = RuntimeError(f"the engine raised {error!r}")
     failure.__cause__ = error
