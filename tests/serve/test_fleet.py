@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import httpx
 import pytest
@@ -161,6 +162,57 @@ def test_a_rolled_back_model_that_left_comes_back_as_it_was(opening: Opening) ->
         await fleet.rollback("red")
         fleet.unload("red")
         assert (await fleet.get("red")).best.bundle == "id of red"
+
+    asyncio.run(run())
+
+
+def test_a_model_that_leaves_during_its_rollback_has_left(opening: Opening) -> None:
+    """What it is asked again takes up to a second, in which others go on."""
+    warm, go = threading.Event(), threading.Event()
+
+    class Slow(Named):
+        def recommend(self, requests: Sequence[Request], k: int = 10, **_: object) -> list[Recommendation]:
+            if (
+                any(request.user_id for request in requests)
+                and threading.current_thread() is not threading.main_thread()
+            ):
+                warm.set()
+                go.wait(5)
+            return super().recommend(requests, k)
+
+    red = Slow("red")
+
+    def open_engine(path: Path) -> FakeEngine:
+        return red if path.name == "red" else opening(path)
+
+    async def run() -> None:
+        fleet = Fleet([Named("first")], paths={"red": [Path("red")]}, open_engine=open_engine, session_mb=7.0)
+        await (await fleet.get("red")).batcher.ask(Request("a"), 3)
+        await fleet.swap("red", [Path("wide")])
+        rolling = asyncio.create_task(fleet.rollback("red"))
+        await asyncio.to_thread(warm.wait, 5)
+        fleet.unload("red")
+        go.set()
+        with pytest.raises(HttpError, match="model 'red' was unloaded meanwhile") as refused:
+            await rolling
+        assert (refused.value.status, refused.value.problem.code) == (409, "nothing_to_roll_back")
+        assert [*fleet.loaded] == [DEFAULT]
+        assert red.session_mb == 0  # what nobody rolls back to keeps no sessions
+        assert (await fleet.get("red")).best.bundle == "id of wide"
+
+    asyncio.run(run())
+
+
+def test_a_rollback_makes_room_as_a_swap_does(opening: Opening) -> None:
+    async def run() -> None:
+        fleet = fleet_of(opening, most_mb=95.0)
+        fleet._process = Mock(memory_info=lambda: SimpleNamespace(rss=90e6))
+        await fleet.get("blue")
+        await fleet.swap("red", [Path("wide")])
+        await fleet.swap("red", [Path("wider")])
+        fleet._process = Mock(memory_info=lambda: SimpleNamespace(rss=96e6))
+        await fleet.rollback("red")
+        assert [*fleet.loaded] == [DEFAULT, "red"]
 
     asyncio.run(run())
 

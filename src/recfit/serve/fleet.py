@@ -92,14 +92,6 @@ class Model:
         return self.rungs[0]
 
 
-class LoadingError(HttpError):
-    """A model is being loaded for longer than anybody would wait."""
-
-    def __init__(self, name: str, field: str) -> None:
-        message = f"model {name!r} is being loaded; come back in a second"
-        super().__init__(503, "model_loading", message, field, [(b"retry-after", b"1")])
-
-
 def opened(path: Path) -> Recommender:
     """The engine of a bundle, verified and warm."""
     engine = open_bundle(path)
@@ -218,7 +210,10 @@ class Fleet:
             ends = min(deadline, loading.began + self._shed_s)
             await asyncio.wait([loading.task], timeout=max(0.0, ends - time.monotonic()))
             if not loading.task.done():
-                raise LateError if ends == deadline else LoadingError(name, field)
+                if ends == deadline:
+                    raise LateError
+                message = f"model {name!r} is being loaded; come back in a second"
+                raise HttpError(503, "model_loading", message, field, [(b"retry-after", b"1")])
         if name not in self._loaded:
             message = f"model {name!r} cannot be loaded; the server's log says why"
             raise HttpError(503, "model_unavailable", message, field)
@@ -250,15 +245,19 @@ class Fleet:
 
     async def rollback(self, name: str) -> Model:
         """Let what was there before answer for `name` again, once it has seen what was asked meanwhile. Raises `HttpError`
-        where there is none."""
+        where there is none, or where the model is unloaded until then."""
         async with self._lock(name):
             if (before := self._previous.get(name)) is None:
                 message = f"there was no other bundle behind {name[:100]!r} since the server started; load one"
                 raise HttpError(409, "nothing_to_roll_back", message)
-            before.keep_sessions(self._session_mb)
             await asyncio.to_thread(before.warm_up, self._lately[name].all())
+            if self._previous.get(name) is not before:  # nothing that unloads waits for the lock
+                message = f"model {name[:100]!r} was unloaded meanwhile, and the bundle before with it; load one"
+                raise HttpError(409, "nothing_to_roll_back", message)
+            before.keep_sessions(self._session_mb)
             self._switch(name, before)
             self._now_at(name)
+            self._make_room(name)
             return before
 
     def _now_at(self, name: str) -> None:

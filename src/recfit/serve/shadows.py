@@ -1,7 +1,7 @@
 """Requests that another model sees too, and whose answers nobody gets.
 
-Shadows run in a thread and a queue of their own, so that nobody waits for them; where they can't keep up, or those who get
-answers wait already, they are left out, and counted.
+Shadows run in a thread and a queue of their own, so that nobody waits for them; where they can't keep up, their model is not
+loaded yet, or those who get answers wait already, they are left out, and counted.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from collections import Counter
 from weakref import WeakKeyDictionary
 
 from recfit.serve.batcher import Batcher
-from recfit.serve.fleet import Fleet, LoadingError, Served
-from recfit.serve.schema import HttpError
+from recfit.serve.fleet import Fleet, Served
 from recfit.types import Request
 
 log = logging.getLogger("recfit.serve")
@@ -35,22 +34,21 @@ class Shadows:
 
     def send(self, name: str, request: Request, k: int) -> None:
         """Ask model `name` as well."""
-        if len(self._running) >= MOST or self._fleet.oldest_s() > LINE_S:
+        busy = len(self._running) >= MOST or self._fleet.oldest_s() > LINE_S
+        if busy or (model := self._fleet.at_hand(name)) is None:
             self.outcomes[name, "left out"] += 1
             return
-        task = asyncio.ensure_future(self._ask(name, request, k))
+        task = asyncio.ensure_future(self._ask(name, model.best, request, k))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
-    async def _ask(self, name: str, request: Request, k: int) -> None:
+    async def _ask(self, name: str, served: Served, request: Request, k: int) -> None:
         try:
-            await self._queue((await self._fleet.get(name)).best).ask(request, k)
+            await self._queue(served).ask(request, k)
             self.outcomes[name, "ok"] += 1
-        except LoadingError:
-            self.outcomes[name, "left out"] += 1
         except Exception as error:
             if not self.outcomes[name, "failed"]:  # the first one says it for all
-                log.warning("shadow model %s failed: %s", name, error if isinstance(error, HttpError) else repr(error))
+                log.warning("shadow model %s failed: %r", name, error)
             self.outcomes[name, "failed"] += 1
 
     def _queue(self, served: Served) -> Batcher:
