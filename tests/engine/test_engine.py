@@ -18,7 +18,7 @@ from recfit.engine import Engine, open_bundle
 from recfit.export import Surroundings, export
 from recfit.models import Catalogue, popularity
 from recfit.pipeline import CachePlan, Pipeline, RuntimePlan, Stage
-from recfit.types import ConfigError, FloatArray, Ragged, Request
+from recfit.types import ConfigError, FloatArray, IntArray, Ragged, Request
 
 Exported = Callable[[Pipeline], Path]
 USERS, ITEMS = toys.around().user_ids, toys.around().item_ids
@@ -372,6 +372,25 @@ def test_the_lengths_of_vectors_are_worked_out_once(exported: Exported, monkeypa
     monkeypatch.setattr("recfit.engine._similar.np.linalg.norm", counted)
     assert engine.similar(ITEMS[4], 6) == first
     assert len(ITEMS) not in seen
+
+
+def test_the_first_similar_items_read_every_vector_once_too(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = open_bundle(exported(toys.original("sasrec")))
+    assert engine._neighbours is not None
+    table, seen = engine._neighbours._table, list[int]()
+    rows = table.rows
+
+    def counted(items: IntArray) -> FloatArray:
+        seen.append(len(items))
+        return rows(items)
+
+    monkeypatch.setattr(table, "rows", counted)
+    first = engine.similar(ITEMS[4], 6)
+    assert seen == [1, len(ITEMS)]
+    assert engine.similar(ITEMS[4], 6) == first
+    assert seen == [1, len(ITEMS)] * 2
 
 
 def test_similar_items_of_a_model_without_vectors_follow_the_item(exported: Exported) -> None:

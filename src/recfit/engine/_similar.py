@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cached_property
 
 import numpy as np
 
@@ -21,21 +20,24 @@ class Neighbours:
 
     def __init__(self, table: Table, n_items: int) -> None:
         self._table, self._n_items = table, n_items
+        self._lengths: FloatArray | None = None  # [n_items], once one was asked for
 
     def nearest(self, row: int, k: int) -> Found:
         """The `k` other items with the highest cosine to the item in `row`, best first."""
         query = self._table.rows(np.array([row]))[0]
-        lengths = self._lengths * np.linalg.norm(query)
-        scores = np.concatenate([vectors @ query for vectors in self._parts()])
-        scores /= np.maximum(lengths, np.float32(1e-30))
+        scores, lengths = self._products(query)
+        scores /= np.maximum(lengths * np.linalg.norm(query), np.float32(1e-30))
         scores[row] = -np.inf
         return top_k(scores, k)
 
-    @cached_property
-    def _lengths(self) -> FloatArray:
-        """float32 [n_items]."""
-        lengths: FloatArray = np.concatenate([np.linalg.norm(vectors, axis=1) for vectors in self._parts()])
-        return lengths
+    def _products(self, query: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """float32 [n_items] each: inner products with `query`, and lengths, which the first look at the vectors gives too."""
+        if (lengths := self._lengths) is not None:
+            return np.concatenate([vectors @ query for vectors in self._parts()]), lengths
+        both = [(vectors @ query, np.linalg.norm(vectors, axis=1)) for vectors in self._parts()]
+        products, lengths = map(np.concatenate, zip(*both, strict=True))
+        self._lengths = lengths
+        return products, lengths
 
     def _parts(self) -> Iterator[FloatArray]:
         for at in range(0, self._n_items, CHUNK):
