@@ -63,6 +63,21 @@ def test_the_lucky_one_makes_way_for_the_next(bench):
     assert "lucky" in said[0]
 
 
+def test_a_busy_moment_in_the_tail_of_the_original_flatters_nobody(bench, monkeypatch):
+    bench, _, _ = bench(candidate("first", 1.0), now={"first": 3.0, "o": 4.0})
+    latency = confirm.measure.latency
+
+    def disturbed(*given):
+        first, original = latency(*given)
+        original["metrics"] |= {"p95_ms": 30.0, "p99_ms": 90.0}
+        return first, original
+
+    monkeypatch.setattr(confirm.measure, "latency", disturbed)
+    confirmed(bench)
+    assert bench.study.candidates["first"].metrics["p99_ms"] == pytest.approx(3.0)
+    assert bench.study.candidates["first"].intervals["p99_ms"] == pytest.approx((2.85, 3.15))
+
+
 def test_the_fastest_that_it_is_tied_with_is_measured_beside_it(bench):
     """`good` is within 5 % of it today, and further off from what it once had the luck to need."""
     rows = candidate("lucky", 1.0, share=0.95), candidate("good", 1.04)

@@ -52,18 +52,19 @@ def _measured(bench: Bench, some: Sequence[Candidate]) -> list[Candidate]:
     bundles = [_bundle(bench, part) for part in (*some, original)]
     *costs, base = measure.latency(bundles, bench.split.validation, bench.plan)
     seconds = round((time.monotonic() - begin) / len(some), 2)
-    scale = {
-        name: original.metrics[name] / base["metrics"][name] for name in (*TIMES, "qps") if name in original.metrics
-    }
-    return [_again(found, now, scale, seconds) for found, now in zip(some, costs, strict=True)]
+    pace = original.metrics["p50_ms"] / base["metrics"]["p50_ms"]
+    rated = "qps" in original.metrics
+    return [_again(found, now, pace, rated, seconds) for found, now in zip(some, costs, strict=True)]
 
 
-def _again(found: Candidate, now: Mapping[str, Any], scale: Mapping[str, float], seconds: float) -> Candidate:
-    """`found` with the times of `now`; with its rate too, unless there is none to compare it with (rows of older studies)."""
-    metrics = {name: now["metrics"][name] * scale[name] for name in TIMES}
-    spans = {name: tuple(end * scale[name] for end in now["intervals"][name]) for name in TIMES}
-    if "qps" in scale and "qps" in found.metrics:
-        qps = now["metrics"]["qps"] * scale["qps"]
+def _again(found: Candidate, now: Mapping[str, Any], pace: float, rated: bool, seconds: float) -> Candidate:
+    """`found` with the times of `now`, by the pace of the machine then: that of the original's median, since a busy moment that
+    hits its tail would make any other look fast. With the rate too, unless there is none to compare it with (`rated`; rows
+    of older studies have none)."""
+    metrics = {name: now["metrics"][name] * pace for name in TIMES}
+    spans = {name: tuple(end * pace for end in now["intervals"][name]) for name in TIMES}
+    if rated and "qps" in found.metrics:
+        qps = now["metrics"]["qps"] / pace
         hours = found.metrics["core_hours_per_million"] * found.metrics["qps"] / qps
         metrics |= {"qps": qps, "qps_batch": now["metrics"]["qps_batch"], "core_hours_per_million": hours}
     return replace(
