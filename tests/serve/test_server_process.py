@@ -14,13 +14,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import httpx
 import pytest
+import uvicorn
 from fake_engine import FakeEngine
+from starlette.types import Receive, Scope, Send
+from uvicorn.server import ServerState
 
 from recfit.config import Serve
+from recfit.serve.connections import Connection
 from recfit.serve.run import ADMIN, bind, cautions, listen, serve, url
 from recfit.types import ConfigError
 
@@ -197,8 +203,10 @@ def odd(
     command = [sys.executable, "-c", ODD, *map(str, (read_s, most, last_s, drain_s, write_s))]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=HERE) as process:
         assert process.stdout is not None
-        yield process, int(process.stdout.readline().rsplit(":", 1)[1])
-        process.kill()
+        try:
+            yield process, int(process.stdout.readline().rsplit(":", 1)[1])
+        finally:
+            process.kill()
 
 
 def test_who_is_connected_when_the_drain_ends_may_ask_once_more() -> None:
@@ -271,6 +279,78 @@ def test_headers_without_an_end_are_not_kept(first: str, begun: str) -> None:
         assert sent < 4_000_000
         assert ended(port)["too long"] == 1
         assert sum(ended(port).values()) == 1
+
+
+@pytest.mark.parametrize("first", ["", "GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"])
+def test_empty_lines_for_ever_are_not_read_for_ever(first: str) -> None:
+    with odd() as (_, port), socket.create_connection(("127.0.0.1", port), 30) as raw:
+        raw.sendall(first.encode())
+        with suppress(OSError):  # the server has closed the connection
+            for _ in range(200):
+                raw.sendall(b"\r\n" * 50_000)
+        assert ended(port)["too long"] == 1
+        assert sum(ended(port).values()) == 1
+
+
+def test_a_head_below_the_limit_is_read() -> None:
+    with odd() as (_, port):
+        assert httpx.get(f"http://127.0.0.1:{port}/healthz", headers={"x": "y" * 60_000}).status_code == 200
+        assert not sum(ended(port).values())
+
+
+async def nobody(scope: Scope, receive: Receive, send: Send) -> None:
+    """An app that is not asked."""
+
+
+class Wire:
+    """A connection without a network: what is written, and a clock that is set."""
+
+    def __init__(self) -> None:
+        self.transport, self.now = MagicMock(), 0.0
+        self.transport.get_extra_info.return_value = None
+        self.transport.is_closing.side_effect = lambda: self.transport.close.called
+        self.loop = SimpleNamespace(time=lambda: self.now)
+        config = uvicorn.Config(nobody, http=Connection, ws="none", lifespan="off")
+        self.connection = Connection(config, ServerState(), {}, self.loop)
+        self.connection.connection_made(self.transport)
+
+    def look_every_second(self, seconds: int, unread: Callable[[int], int]) -> None:
+        for at in range(seconds):
+            self.now += 1
+            self.transport.get_write_buffer_size.return_value = unread(at)
+            self.connection.look()
+
+
+def test_a_head_above_the_limit_is_refused_where_one_read_has_all_of_it() -> None:
+    wire = Wire()
+    wire.connection.data_received(b"GET /healthz HTTP/1.1\r\nx: " + b"y" * 200_000 + b"\r\n\r\n")
+    assert wire.connection.cycle is None  # nobody was asked
+    assert wire.transport.write.call_args.args[0].startswith(b"HTTP/1.1 431")
+    wire.transport.close.assert_called_once_with()
+
+
+def answered() -> Any:
+    return MagicMock(response_complete=True)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_who_reads_one_answer_after_the_other_is_not_sent_away(together: bool) -> None:
+    """On a slow link a part of some answer is always on the way."""
+    wire = Wire()
+    wire.connection.timeout_keep_alive_task = MagicMock()
+    wire.connection.cycle = answered()
+    wire.connection.pipeline.extend([(MagicMock(), MagicMock())] * (5 if together else 0))
+    for _ in range(5):
+        wire.look_every_second(25, lambda _: 1000)
+        if together:
+            wire.connection.pipeline.pop()
+        else:
+            wire.connection.cycle = answered()
+    wire.transport.abort.assert_not_called()
+    wire.look_every_second(25, lambda at: 1000 * (at != 10))  # all of it, and the next one has begun
+    wire.transport.abort.assert_not_called()
+    wire.look_every_second(25, lambda _: 1000)
+    wire.transport.abort.assert_called_with()
 
 
 def test_a_body_without_an_end_is_not_read_for_ever() -> None:

@@ -25,6 +25,9 @@ READ_S, WRITE_S = 10.0, 30.0
 """What a request may take to come in, from the opening of its connection or its first byte on, and its answer to be read."""
 MOST_HEAD, MOST_BYTES = 64 * 1024, 16 * 2**20
 """Bytes of a request's head, and of all of it: what is too much for a body is thrown away, up to this."""
+PIECE = 8 * 1024
+"""What is parsed at a time of a read, which may be longer than a head may be. The pieces in which a head begins and ends don't
+count for it: it may be longer than `MOST_HEAD` by these."""
 MOST, RESERVE = 10_000, 64
 """Connections at a time, as far as the system lets a process have so many files, and the files that are for everything else."""
 SAY_S = 60.0
@@ -55,7 +58,7 @@ class Connection(HttpToolsProtocol):
             None  # the request before the one that comes in, and since when that was seen
         )
         self._bytes, self._bytes_of = 0, self.scope  # that came in since this request has begun
-        self._unread_at: float | None = None  # since when the client has not taken all that was written
+        self._unread: tuple[Any, float] | None = None  # an answer that was not all taken, and since when
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
@@ -71,6 +74,11 @@ class Connection(HttpToolsProtocol):
         )
 
     def data_received(self, data: bytes) -> None:
+        if len(data) > PIECE:
+            for at in range(0, len(data), PIECE):
+                if not self.transport.is_closing():
+                    self.data_received(data[at : at + PIECE])
+            return
         super().data_received(data)
         if self.scope is not self._bytes_of:  # another request has begun
             self._bytes, self._bytes_of = 0, self.scope
@@ -80,7 +88,7 @@ class Connection(HttpToolsProtocol):
             self._measure()
 
     def _measure(self) -> None:
-        if "method" not in self.scope:  # its head is not complete
+        if self.scope is None or "method" not in self.scope:  # its head has not begun, or is not complete
             message = f"the headers are over {MOST_HEAD} bytes; send fewer"
             self._end("too long", HttpError(431, "headers_too_large", message))
         elif self._bytes > MOST_BYTES:
@@ -93,11 +101,12 @@ class Connection(HttpToolsProtocol):
 
     def look(self) -> None:
         """Once a second: end the connection if a request takes too long to come in, or its answer to be read."""
+        answer = self.cycle, len(self.pipeline)  # each has its own time, those that were asked for together too
         if not self.transport.get_write_buffer_size():
-            self._unread_at = None
-        elif self._unread_at is None:
-            self._unread_at = self.loop.time()
-        elif self.loop.time() - self._unread_at > WRITE_S:
+            self._unread = None
+        elif self._unread is None or self._unread[0] != answer:
+            self._unread = answer, self.loop.time()
+        elif self.loop.time() - self._unread[1] > WRITE_S:
             ended["slow to read"] += 1
             self.transport.abort()
             return
