@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -136,43 +137,80 @@ def test_replicas_come_and_go_with_the_load_between_two_numbers() -> None:
         assert AutoscalingConfig(**told["autoscaling_config"]).max_replicas == 8
 
 
+@pytest.fixture
+def ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[MagicMock]:
+    """In the place of the package; a Serve was there before."""
+    ray = MagicMock()
+    ray.serve.status().applications = {"of others": MagicMock()}
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for name, value in FLAGS.items():
+        monkeypatch.setenv(name, value)
+    handlers = {sig: signal.getsignal(sig) for sig in (signal.SIGTERM, signal.SIGINT)}
+    yield ray
+    for sig, handler in handlers.items():
+        signal.signal(sig, handler)
+
+
+def stop(_: dict[str, str]) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 @pytest.mark.parametrize(("before", "address"), [(True, "10.0.0.1:6379"), (False, "10.0.0.1:6379"), (False, None)])
 def test_a_serve_that_was_there_before_stays(
     bundle: Path,
+    ray: MagicMock,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     before: bool,
     address: str | None,
 ) -> None:
     """Other apps run on it; and where it listens, its own settings say."""
-    ray, serve = MagicMock(), MagicMock()
-    ray.serve = serve
     if not before:
         ray.get_actor.side_effect = ValueError("no such actor")
-    monkeypatch.setitem(sys.modules, "ray", ray)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    for name, value in {**FLAGS, **({"RAY_ADDRESS": address} if address else {})}.items():
-        monkeypatch.setenv(name, value)
-    handlers = {sig: signal.getsignal(sig) for sig in (signal.SIGTERM, signal.SIGINT)}
+    if address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
     told: list[dict[str, str]] = []
 
     def tell(greeting: dict[str, str]) -> None:
         told.append(greeting)
-        os.kill(os.getpid(), signal.SIGTERM)
+        stop(greeting)
 
-    try:
-        run(bundle, Serve(engine="ray", port=8123), tell)
-    finally:
-        for sig, handler in handlers.items():
-            signal.signal(sig, handler)
-    serve.delete.assert_called_once_with("recfit")
-    assert serve.shutdown.called == (not before)
+    run(bundle, Serve(engine="ray", port=8123), tell)
+    ray.serve.delete.assert_called_once_with("recfit")
+    assert ray.serve.shutdown.called == (not before)
     ray.shutdown.assert_called_once_with()
     assert told == [{"serving": "tiny", **({} if before else {"url": "http://127.0.0.1:8123"})}]
     assert ("not at 127.0.0.1 port 8123" in caplog.text) == before
     assert ("the machines of 10.0.0.1:6379 need RAY_SERVE_ENABLE_HA_PROXY=1" in caplog.text) == (
         not before and address is not None
     )
+
+
+def test_a_second_server_leaves_the_app_of_the_first(bundle: Path, ray: MagicMock) -> None:
+    ray.serve.status().applications = {"recfit": SimpleNamespace(status=SimpleNamespace(value="RUNNING"))}
+    with pytest.raises(ConfigError, match=r"'recfit' is on this cluster already \(RUNNING\); stop its server"):
+        run(bundle, Serve(engine="ray"), stop)
+    for changing in (ray.serve.start, ray.serve.run, ray.serve.delete, ray.serve.shutdown):
+        changing.assert_not_called()
+    ray.shutdown.assert_called_once_with()
+
+
+def test_an_app_that_does_not_start_is_taken_away(bundle: Path, ray: MagicMock) -> None:
+    ray.serve.run.side_effect = RuntimeError("Deploying application recfit failed")
+    with pytest.raises(RuntimeError, match="Deploying"):
+        run(bundle, Serve(engine="ray"), stop)
+    ray.serve.delete.assert_called_once_with("recfit")
+    ray.serve.shutdown.assert_not_called()
+
+
+def test_a_serve_that_was_started_ends_although_its_app_takes_too_long_to(bundle: Path, ray: MagicMock) -> None:
+    ray.get_actor.side_effect = ValueError("no such actor")
+    ray.serve.delete.side_effect = TimeoutError("Some of these applications weren't deleted after 60s")
+    with pytest.raises(TimeoutError):
+        run(bundle, Serve(engine="ray"), stop)
+    ray.serve.shutdown.assert_called_once_with()
+    ray.shutdown.assert_called_once_with()
 
 
 @pytest.mark.parametrize(

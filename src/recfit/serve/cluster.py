@@ -37,6 +37,7 @@ THERE_BEFORE = (
     "Serve runs on this cluster already: it listens where it was told to, not at %s port %d, and in front is Ray's slow proxy "
     "unless the machines were started with %s"
 )
+TAKEN = "an app %r is on this cluster already (%s); stop its server, or wait until `serve status` has it no more"
 ELSEWHERE = (
     "the machines of %s need %s in the environment of their `ray start`: without it Ray's slow proxy is in front"
 )
@@ -115,7 +116,7 @@ def application(bundle: Path, settings: Serve) -> Any:
 def run(bundle: Path, settings: Serve, tell: Callable[[dict[str, str]], None]) -> None:
     """Deploy to the cluster that `RAY_ADDRESS` names, or to one that is started on this machine; returns after SIGTERM or
     SIGINT, when the app is gone from it. A Serve that ran there before stays, with its other apps; where it listens is its own
-    affair, and told by nobody here. Raises `ConfigError` without Ray."""
+    affair, and told by nobody here. Raises `ConfigError` without Ray, and where another server's app is on the cluster."""
     os.environ.update({name: value for name, value in FLAGS.items() if name not in os.environ})
     ray: Any  # its types differ from release to release
     serve: Any
@@ -126,21 +127,19 @@ def run(bundle: Path, settings: Serve, tell: Callable[[dict[str, str]], None]) -
         raise ConfigError("ray is not installed; pip install 'recfit[ray]'") from error
     stopping = Event()
     ray.init(include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False)
-    try:
-        before = _serves(ray)
+    with ExitStack() as ending:  # each of these, whatever becomes of the others
+        ending.callback(ray.shutdown)
+        if before := _serves(ray):
+            _check_free(serve)
         serve.start(http_options={"host": settings.host, "port": settings.port})
-        try:
-            serve.run(application(bundle, settings), name=NAME, route_prefix="/")
-            for sig in (signal.SIGTERM, signal.SIGINT):  # now, since `ray.init` has put its own in place
-                signal.signal(sig, lambda *_: stopping.set())
-            tell(_greeting(bundle, settings, before))
-            stopping.wait()
-        finally:
-            serve.delete(NAME)
-            if not before:
-                serve.shutdown()  # takes every app of the cluster
-    finally:
-        ray.shutdown()
+        if not before:
+            ending.callback(serve.shutdown)  # takes every app of the cluster
+        ending.callback(serve.delete, NAME)  # an app that failed to start is there too
+        serve.run(application(bundle, settings), name=NAME, route_prefix="/")
+        for sig in (signal.SIGTERM, signal.SIGINT):  # now, since `ray.init` has put its own in place
+            signal.signal(sig, lambda *_: stopping.set())
+        tell(_greeting(bundle, settings, before))
+        stopping.wait()
 
 
 def _serves(ray: Any) -> bool:
@@ -150,6 +149,12 @@ def _serves(ray: Any) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _check_free(serve: Any) -> None:
+    """Raise `ConfigError` where another server's app has the name: it would be replaced, and deleted at the end of this one."""
+    if (app := serve.status().applications.get(NAME)) is not None:
+        raise ConfigError(TAKEN % (NAME, app.status.value))
 
 
 def _greeting(bundle: Path, settings: Serve, before: bool) -> dict[str, str]:
