@@ -11,7 +11,11 @@ import pytest
 from fake_engine import FakeEngine, app_of
 
 from recfit.serve.app import make_app
+from recfit.serve.batcher import OverloadError
 from recfit.serve.fleet import Fleet
+from recfit.serve.http import Reply
+from recfit.serve.schema import HttpError
+from recfit.serve.service import Service
 from recfit.types import Request
 
 
@@ -76,6 +80,43 @@ def test_similar_items(app, call) -> None:
     for k in ("0", "1001", "ten", "-1", "٣", "9" * 5000):
         wrong = call(app, "GET", f"/v1/similar/i0?k={k}")
         assert (wrong.status_code, wrong.json()["error"]["field"]) == (422, "k")
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, OverloadError, HttpError(404, "unknown_item", "none")])
+def test_an_error_has_the_id_that_the_service_knows_the_request_by(
+    app, call, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Any
+) -> None:
+    known: list[str] = []
+
+    async def fails(_: Service, *given: Any) -> Reply:
+        known.append(given[-1])
+        raise error
+
+    monkeypatch.setattr(Service, "similar", fails)
+    told = call(app, "GET", "/v1/similar/i0").json()
+    assert [told["request_id"]] == known
+    if error is ZeroDivisionError:
+        monkeypatch.setattr("recfit.serve.v2.infer", fails)
+        message = call(app, "POST", "/v2/models/default/infer", json={}).json()["error"]
+        assert [f"request {number} failed" in caplog.text for number in known] == [True, True]
+        assert message.endswith(f"under {known[1]}")
+
+
+@pytest.mark.parametrize("error", [OverloadError, ZeroDivisionError])
+def test_an_error_is_the_same_alone_in_a_batch_and_of_another_route(
+    app, call, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: type[Exception]
+) -> None:
+    async def fails(*_: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(Service, "_recommended", fails)
+    monkeypatch.setattr(Service, "similar", fails)
+    alone = call(app, "POST", "/v1/recommend", json={"user_id": "u1"}).json()
+    batch = call(app, "POST", "/v1/recommend/batch", json={"requests": [{"user_id": "u1"}]}).json()["outcomes"][0]
+    similar = call(app, "GET", "/v1/similar/i0").json()
+    told = [answer["error"]["message"].partition(" under ") for answer in (alone, batch, similar)]
+    assert len({what for what, _, _ in told}) == 1
+    assert all(number in caplog.text for _, _, number in told)
 
 
 def test_similar_items_are_looked_for_once(call) -> None:

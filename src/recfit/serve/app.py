@@ -26,13 +26,13 @@ from recfit.serve import caller, openapi, v2
 from recfit.serve.admin import make_admin
 from recfit.serve.batcher import OverloadError
 from recfit.serve.counted import Counted
-from recfit.serve.errors import busy, fail, no, refuse
+from recfit.serve.errors import fail, no, refuse
 from recfit.serve.events import Events, MemoryEvents
 from recfit.serve.experiments import Experiments
 from recfit.serve.exposures import Exposures
 from recfit.serve.fleet import Fleet, Model
 from recfit.serve.guard import Guard, Key
-from recfit.serve.http import ClientGoneError, Post, left, read_body, request_id
+from recfit.serve.http import ClientGoneError, Post, left, number_of, read_body
 from recfit.serve.metrics import CONTENT_TYPE, Metrics
 from recfit.serve.results import Results
 from recfit.serve.schema import Health, HttpError, ModelsResponse, ModelState, describe, encode
@@ -117,7 +117,7 @@ def _cold(
             *(Route(path, console(*page(path))) for path in PAGES),
             Route("/openapi.json", fixed(openapi.document())),
         ],
-        exception_handlers={HTTPException: refuse, HttpError: no, OverloadError: busy, Exception: fail},
+        exception_handlers={HTTPException: refuse, HttpError: no, OverloadError: no, Exception: fail},
     )
     cold.router.redirect_slashes = False
     return cold
@@ -129,7 +129,7 @@ def similar(service: Service) -> Endpoint:
         if not (k.isascii() and k.isdecimal() and len(k) <= 4 and 1 <= int(k) <= 1000):
             raise HttpError(422, "invalid_request", f"k = {k[:20]!r}; ask for 1 to 1000 items", "k")
         model = request.query_params.get("model")
-        found = await service.similar(request.path_params["item_id"], int(k), model, request_id())
+        found = await service.similar(request.path_params["item_id"], int(k), model, number_of(request.scope))
         return Response(found.body, media_type="application/json")
 
     return endpoint
@@ -162,7 +162,7 @@ def v2_routes(fleet: Fleet, service: Service, draining: Event) -> list[Route]:
 
     async def infer(request: HttpRequest) -> Response:
         name, _ = await named(request)
-        found = await v2.infer(service, name, await read_body(request.receive), request_id())
+        found = await v2.infer(service, name, await read_body(request.receive), number_of(request.scope))
         return Response(found.body, media_type="application/json")
 
     of_models = {"": (metadata, "GET"), "/ready": (model_ready, "GET"), "/infer": (infer, "POST")}

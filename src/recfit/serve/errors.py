@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
+from starlette.types import Scope
 
 from recfit.serve import v2
-from recfit.serve.http import overloaded, refusal, request_id
+from recfit.serve.http import failed, number_of, refusal, refused
 from recfit.serve.schema import HttpError, encode
 
 log = logging.getLogger("recfit.serve")
@@ -22,38 +23,30 @@ async def refuse(request: HttpRequest, error: Exception) -> Response:
     method, path = request.method, request.url.path[:100]
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "")
-        refused = HttpError(405, "method_not_allowed", f"{method} is not allowed on {path}; use {allowed}")
+        told = HttpError(405, "method_not_allowed", f"{method} is not allowed on {path}; use {allowed}")
     else:
-        refused = HttpError(error.status_code, "not_found", f"there is no route {path}; /openapi.json lists the routes")
-    return as_response(request, refused, error.headers)
+        told = HttpError(error.status_code, "not_found", f"there is no route {path}; /openapi.json lists the routes")
+    return as_response(request, told, error.headers)
 
 
 async def no(request: HttpRequest, error: Exception) -> Response:
-    assert isinstance(error, HttpError)
-    return as_response(request, error)
-
-
-async def busy(request: HttpRequest, _: Exception) -> Response:
-    return as_response(request, overloaded())
+    """What a route raises for an answer."""
+    return as_response(request, refused(error, number_of(request.scope)))
 
 
 async def fail(request: HttpRequest, _: Exception) -> Response:
     """Starlette raises the exception again once this is sent, and the server logs it below this line."""
-    number = request_id()
+    number = number_of(request.scope)
     log.error("request %s failed", number)
-    failed = HttpError(500, "internal", f"the server failed; its log has the reason under {number}")
-    return as_response(request, failed, number=number)
+    return as_response(request, failed(number))
 
 
-def as_response(
-    request: HttpRequest, refused: HttpError, headers: Mapping[str, str] | None = None, number: str | None = None
-) -> Response:
-    own = {name.decode(): value.decode() for name, value in refused.headers}
-    body = body_of(refused, request.url.path, number)
-    return Response(body, refused.status, {**own, **(headers or {})}, "application/json")
+def as_response(request: HttpRequest, told: HttpError, headers: Mapping[str, str] | None = None) -> Response:
+    own = {name.decode(): value.decode() for name, value in told.headers}
+    return Response(body_of(told, request.scope), told.status, {**own, **(headers or {})}, "application/json")
 
 
-def body_of(refused: HttpError, path: str, number: str | None = None) -> bytes:
-    """A request that has no `number` yet gets one. The Open Inference Protocol has a text for an error, and nothing else."""
-    of_protocol = path == "/v2" or path.startswith("/v2/")
-    return encode(v2.Refused(refused.problem.message)) if of_protocol else refusal(refused, number or request_id())
+def body_of(told: HttpError, scope: Scope) -> bytes:
+    """The Open Inference Protocol has a text for an error, and nothing else."""
+    of_protocol = scope["path"] == "/v2" or scope["path"].startswith("/v2/")
+    return encode(v2.Refused(told.problem.message)) if of_protocol else refusal(told, number_of(scope))

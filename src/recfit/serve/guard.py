@@ -100,7 +100,7 @@ class Guard:
                 self._check(scope)
         except HttpError as refused:
             self._refused(scope["path"], refused.status)
-            await respond(send, refused.status, body_of(refused, scope["path"]), refused.headers)
+            await respond(send, refused.status, body_of(refused, scope), refused.headers)
             return
         await self._app(scope, receive, send)
 

@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from time import perf_counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from starlette.types import Receive, Scope, Send
 
@@ -57,6 +57,14 @@ def request_id() -> str:
     return f"{_prefix}-{next(_numbers):x}"
 
 
+def number_of(scope: Scope) -> str:
+    """The id of this request, the same to what answers it and to what says no where that raises."""
+    state: dict[str, Any] = scope.setdefault("state", {})
+    if "request_id" not in state:
+        state["request_id"] = request_id()
+    return str(state["request_id"])
+
+
 class Post:
     """One route. An error inside is a 500 in the log, and never ends the server."""
 
@@ -80,37 +88,32 @@ class Post:
         number = request_id()
         try:
             return 200, await self._answer(await read_body(receive), number)
-        except HttpError as refused:
-            return _no(refused, number)
-        except LateError:
-            return _no(late(), number)
-        except OverloadError:
-            return _no(overloaded(), number)
-        except Exception:
-            log.exception("request %s failed in the engine", number)
-            return _no(engine_failed(number), number)
+        except Exception as error:
+            told = refused(error, number)
+            return told.status, Reply(refusal(told, number), headers=told.headers)
 
 
-def _no(refused: HttpError, number: str) -> tuple[int, Reply]:
-    return refused.status, Reply(refusal(refused, number), headers=refused.headers)
-
-
-def refusal(refused: HttpError, number: str) -> bytes:
+def refusal(told: HttpError, number: str) -> bytes:
     """The body that says no to the request with this id."""
-    return encode(ErrorResponse(refused.problem, number))
+    return encode(ErrorResponse(told.problem, number))
 
 
-def overloaded() -> HttpError:
-    message = "the server has more requests than it can answer; come back in a second"
-    return HttpError(503, "overloaded", message, headers=[(b"retry-after", b"1")])
+def refused(error: Exception, number: str) -> HttpError:
+    """What is told to the request with this id, whose answer raised `error`; the log has one that nobody meant to raise."""
+    if isinstance(error, HttpError):
+        return error
+    if isinstance(error, LateError):
+        message = "the deadline passed before the request could be run"
+        return HttpError(504, "deadline_exceeded", message, "deadline_ms")
+    if isinstance(error, OverloadError):
+        message = "the server has more requests than it can answer; come back in a second"
+        return HttpError(503, "overloaded", message, headers=[(b"retry-after", b"1")])
+    log.error("request %s failed", number, exc_info=error)
+    return failed(number)
 
 
-def late() -> HttpError:
-    return HttpError(504, "deadline_exceeded", "the deadline passed before the request could be run", "deadline_ms")
-
-
-def engine_failed(number: str) -> HttpError:
-    return HttpError(500, "internal", f"the engine failed; the server's log has the reason under {number}")
+def failed(number: str) -> HttpError:
+    return HttpError(500, "internal", f"the server failed; its log has the reason under {number}")
 
 
 async def read_body(receive: Receive) -> bytes | bytearray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import time
 from collections.abc import Sequence
@@ -14,20 +13,17 @@ from time import perf_counter
 import msgspec
 
 from recfit.serve import caller, schema
-from recfit.serve.batcher import LateError, OverloadError
 from recfit.serve.batches import read_by
 from recfit.serve.events import Events, UnavailableError
 from recfit.serve.experiments import Experiments
 from recfit.serve.exposures import Exposures
 from recfit.serve.fleet import DEFAULT, Fleet, Model, Served
-from recfit.serve.http import Reply, engine_failed, late, overloaded
+from recfit.serve.http import Reply, refused
 from recfit.serve.metrics import NOBODY, Part, answering
 from recfit.serve.results import Known, Results, key_of
 from recfit.serve.schema import HttpError, encode
 from recfit.serve.shadows import Shadows
 from recfit.types import Recommendation, Request
-
-log = logging.getLogger("recfit.serve")
 
 
 class Service:
@@ -59,16 +55,9 @@ class Service:
         try:
             sent = await self._recommended(schema.check(asked), number)
             return schema.SentOutcome(sent), Part(sent.source, 200, answering.get())
-        except HttpError as error:
-            refused = error
-        except LateError:
-            refused = late()
-        except OverloadError:
-            refused = overloaded()
-        except Exception:
-            log.exception("request %s failed in the engine", number)
-            refused = engine_failed(number)
-        return schema.SentOutcome(error=refused.problem), Part(NOBODY, refused.status, answering.get())
+        except Exception as error:
+            told = refused(error, number)
+            return schema.SentOutcome(error=told.problem), Part(NOBODY, told.status, answering.get())
 
     async def _recommended(self, asked: schema.RecommendRequest, number: str) -> schema.Sent:
         """The answer of the model, or of the arm that the user is in, which the log then tells."""
