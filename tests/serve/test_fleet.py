@@ -405,7 +405,10 @@ def test_who_asks_for_what_is_being_loaded_waits_no_longer_than_they_would_in_li
 
 @pytest.mark.parametrize("threads", [0, 1])
 @pytest.mark.parametrize("bundle", ["bad", "dead"])
-def test_a_server_stays_ready_while_a_bundle_comes_that_is_refused(opening: Opening, threads: int, bundle: str) -> None:
+def test_a_server_stays_ready_while_a_bundle_comes_that_is_refused(
+    opening: Opening, threads: int, bundle: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recfit.serve.ready.KEPT_S", 0.0)  # each probe is answered for itself
     app = make_app(fleet := fleet_of(opening, threads=threads))
     opening.wait.clear()
 
