@@ -54,7 +54,7 @@ def files_of(path: Path) -> list[str]:
 
 def test_the_manifest_tells_everything(path: Path) -> None:
     manifest = manifest_of(path)
-    assert manifest["format"] == 1
+    assert manifest["format"] == 2
     assert manifest["name"] == "toy"
     assert manifest["recipe"] == {"id": "r0"}
     assert manifest["catalogue"] == {"users": toys.N_USERS, "items": toys.N_ITEMS}
@@ -157,28 +157,28 @@ def test_no_directory_and_no_manifest(tmp_path: Path) -> None:
             open_bundle(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b'{"format": 1', b"\xff\xfe\x00", b"\x00" * 64])
+@pytest.mark.parametrize("content", [b"", b"{", b'{"format": 2', b"\xff\xfe\x00", b"\x00" * 64])
 def test_garbage_in_place_of_the_manifest(path: Path, content: bytes) -> None:
     (path / "manifest.json").write_bytes(content)
     with pytest.raises(BundleError, match=r"manifest\.json is not valid JSON"):
         open_bundle(path)
 
 
-@pytest.mark.parametrize("content", ["[]", "3", "null", '"text"', "{}", '{"format": "1"}', '{"format": 0}'])
+@pytest.mark.parametrize("content", ["[]", "3", "null", '"text"', "{}", '{"format": "2"}', '{"format": 1}'])
 def test_json_that_is_no_manifest(path: Path, content: str) -> None:
     (path / "manifest.json").write_text(content)
-    with pytest.raises(BundleError, match="this recfit reads format 1; export the bundle again"):
+    with pytest.raises(BundleError, match="this recfit reads format 2; export the bundle again"):
         open_bundle(path)
 
 
 def test_a_newer_format_asks_for_an_upgrade(path: Path) -> None:
-    reseal(path, format=2)
-    with pytest.raises(BundleError, match="has format 2, this recfit reads format 1; upgrade recfit"):
+    reseal(path, format=3)
+    with pytest.raises(BundleError, match="has format 3, this recfit reads format 2; upgrade recfit"):
         open_bundle(path)
 
 
 @pytest.mark.parametrize("key", ["files", "pipeline"])
-@pytest.mark.parametrize("value", [None, [], 7, {"catalogue.json": 1}])
+@pytest.mark.parametrize("value", [None, [], 7, {"items.ends.npy": 1}])
 def test_a_manifest_with_wrong_parts(path: Path, key: str, value: object) -> None:
     reseal(path, **{key: value})
     with pytest.raises(BundleError, match="does not hold what its manifest describes"):
@@ -203,7 +203,7 @@ class Boom:
         return print, ("the pickle was run",)
 
 
-@pytest.mark.parametrize("name", ["histories.values.npy", "fallback.npy", "cache/items.npy"])
+@pytest.mark.parametrize("name", ["items.texts.npy", "histories.values.npy", "fallback.npy", "cache/items.npy"])
 def test_pickled_arrays_are_refused(path: Path, name: str, capfd: pytest.CaptureFixture[str]) -> None:
     np.save(path / name, np.array([Boom()], dtype=object), allow_pickle=True)
     bundle.seal(path, {key: value for key, value in manifest_of(path).items() if key != "files"})
@@ -233,9 +233,8 @@ def test_values_that_are_not_those_of_the_features_are_noticed(
 ) -> None:
     whole = exported(Pipeline(Stage(toys.trained("neumf", toys.SHAPES["neumf"][1]))))
     path = Path(shutil.copytree(whole, tmp_path / "bundle"))
-    told = json.loads((path / "catalogue.json").read_text(encoding="utf-8"))
-    told["user_features"]["values"] = values
-    (path / "catalogue.json").write_text(json.dumps(told), encoding="utf-8")
+    told = json.loads((path / "user_features.json").read_text(encoding="utf-8"))
+    (path / "user_features.json").write_text(json.dumps({**told, "values": values}), encoding="utf-8")
     bundle.seal(path, {key: value for key, value in manifest_of(path).items() if key != "files"})
     with pytest.raises(BundleError, match="does not hold what its manifest describes"):
         open_bundle(path)

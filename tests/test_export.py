@@ -155,7 +155,7 @@ def test_a_bundle_that_reads_no_features_is_the_same_with_values_and_without(tmp
         ]
         ids = {bundle.read_manifest(path)["bundle_id"] for path in paths}
         assert len(ids) == 1
-        told = json.loads((paths[0] / "catalogue.json").read_text(encoding="utf-8"))["user_features"]
+        told = json.loads((paths[0] / "user_features.json").read_text(encoding="utf-8"))
         assert told == {"names": ["age", "job"], "sizes": [4, 4]}
 
 

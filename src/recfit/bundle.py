@@ -16,10 +16,13 @@ import numpy as np
 
 from recfit.runtimes import StageSpec
 from recfit.states import state_of
+from recfit.texts import SUFFIXES, texts_of
 from recfit.types import BundleError, Features, FloatArray, IntArray, Ragged, Rows, Values
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
+USERS, ITEMS, TITLES, FEATURES = "users", "items", "titles", "user_features"
+"""What files of texts, and those of the features, are called, before their endings."""
 ITEM_ROWS = "item_rows.npy"
 HISTORIES = ("histories.indptr.npy", "histories.values.npy")
 
@@ -55,9 +58,9 @@ class Bundle:
     directory: Path
     manifest: Mapping[str, Any]
     stages: Mapping[str, StageSpec]
-    user_ids: tuple[str, ...]
-    item_ids: tuple[str, ...]
-    titles: tuple[str, ...] | None
+    user_ids: Sequence[str]
+    item_ids: Sequence[str]
+    titles: Sequence[str] | None
     histories: Ragged
     user_features: Features | None
     fallback: Rows
@@ -162,20 +165,21 @@ def open_files(directory: Path | str) -> Bundle:
 
 
 def _open(directory: Path, manifest: dict[str, Any]) -> Bundle:
-    catalogue = json.loads((directory / "catalogue.json").read_text(encoding="utf-8"))
-    titles = catalogue["titles"]
+    users, items, titles = (_texts(directory, manifest, name) for name in (USERS, ITEMS, TITLES))
+    if users is None or items is None:
+        raise ValueError("it has no ids")
     return Bundle(
         directory=directory,
         manifest=manifest,
         stages=_stages(manifest["pipeline"]),
-        user_ids=tuple(catalogue["users"]),
-        item_ids=tuple(catalogue["items"]),
-        titles=None if titles is None else tuple(titles),
-        histories=_histories(directory, manifest, len(catalogue["users"])),
-        user_features=_features(directory, catalogue["user_features"]),
+        user_ids=users,
+        item_ids=items,
+        titles=titles,
+        histories=_histories(directory, manifest, len(users)),
+        user_features=_features(directory, manifest),
         fallback=_map(directory / "fallback.npy"),
-        item_rows=_item_rows(directory, manifest, len(catalogue["items"])),
-        cache=_cache(directory, manifest["pipeline"]["cache"], len(catalogue["items"])),
+        item_rows=_item_rows(directory, manifest, len(items)),
+        cache=_cache(directory, manifest["pipeline"]["cache"], len(items)),
     )
 
 
@@ -184,15 +188,22 @@ def _stages(stored: Mapping[str, Any]) -> dict[str, StageSpec]:
     return {name: StageSpec(**{**stored[name], "inputs": tuple(stored[name]["inputs"])}) for name in names}
 
 
-def _features(directory: Path, stored: Mapping[str, Any] | None) -> Features | None:
-    if stored is None:
+def _texts(directory: Path, manifest: Mapping[str, Any], name: str) -> Sequence[str] | None:
+    """None where the bundle has none of this name."""
+    data, ends = (f"{name}{suffix}" for suffix in SUFFIXES)
+    return texts_of(_map(directory / data), _map(directory / ends)) if data in manifest["files"] else None
+
+
+def _features(directory: Path, manifest: Mapping[str, Any]) -> Features | None:
+    if f"{FEATURES}.json" not in manifest["files"]:
         return None
-    sizes, codes = tuple(stored["sizes"]), _map(directory / "user_features.npy")
+    stored = json.loads((directory / f"{FEATURES}.json").read_text(encoding="utf-8"))
+    sizes, codes = tuple(stored["sizes"]), _map(directory / f"{FEATURES}.npy")
     return Features(tuple(stored["names"]), codes, sizes, _values(stored.get("values"), sizes))
 
 
 def _values(stored: Sequence[Sequence[Any]] | None, sizes: Sequence[int]) -> tuple[Values, ...] | None:
-    """None in bundles of stages that read no user features, and in those that were sealed before there were any."""
+    """None in bundles of stages that read no user features."""
     if stored is None:
         return None
     for column, size in zip(stored, sizes, strict=True):

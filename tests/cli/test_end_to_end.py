@@ -117,3 +117,13 @@ def test_another_original_is_refused_rather_than_mixed(own, recfit):
     assert code == 2
     assert "holds the study of another original, data set, split, training or processor" in err
     assert own.ledger == before
+
+
+def test_a_bundle_of_an_older_format_is_made_again(own):
+    path = own.study / "bundle" / "manifest.json"
+    told = json.loads(path.read_text())
+    path.write_text(json.dumps({**told, "format": 1}))
+    found = run("optimize", own.config)
+    assert found.returncode == 0, found.stderr
+    assert json.loads(path.read_text())["bundle_id"] == told["bundle_id"]
+    assert json.loads(path.read_text())["format"] == told["format"]

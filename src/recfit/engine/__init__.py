@@ -77,7 +77,7 @@ class Engine:
         """Run the whole path a few times so that the first caller does not pay for it."""
         lengths = np.linspace(1, 50, rounds).astype(int)
         for length in lengths:
-            request = Request(history=self.bundle.item_ids[:length])
+            request = Request(history=tuple(self.bundle.item_ids[:length]))
             self.recommend([request])
             self._scored([self._read.asked(request)], 10, {})  # a cache may have answered
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from recfit.bundle import Bundle
 from recfit.engine._context import Vocabulary
+from recfit.texts import lookup
 from recfit.types import IntArray, Request, Rows
 
 NONE = np.empty(0, np.int32)
@@ -41,8 +42,7 @@ class Reader:
     """The id maps of a bundle, and what it knows of its users."""
 
     def __init__(self, bundle: Bundle) -> None:
-        self.users = {user: row for row, user in enumerate(bundle.user_ids)}
-        self.items = {item: row for row, item in enumerate(bundle.item_ids)}
+        self.users, self.items = lookup(bundle.user_ids), lookup(bundle.item_ids)
         self.vocabulary = Vocabulary(bundle)
         self._histories = bundle.histories
 

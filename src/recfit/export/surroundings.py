@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from recfit import bundle
+from recfit.texts import write_texts
 from recfit.types import Features, Ragged, Rows, Split
 
 
@@ -55,24 +56,23 @@ def surroundings(split: Split, histories: Ragged, keep_histories: bool = True) -
 
 
 def write_surroundings(around: Surroundings, directory: Path) -> None:
-    features = around.user_features
-    catalogue = {
-        "users": around.user_ids,
-        "items": around.item_ids,
-        "titles": around.titles,
-        "user_features": None if features is None else _columns(features),
-    }
-    (directory / "catalogue.json").write_text(
-        json.dumps(catalogue, ensure_ascii=False, separators=(",", ":")), encoding="utf-8"
-    )
+    for name, texts in (
+        (bundle.USERS, around.user_ids),
+        (bundle.ITEMS, around.item_ids),
+        (bundle.TITLES, around.titles),
+    ):
+        if texts is not None:
+            write_texts(texts, directory / name)
     if around.keep_histories:
         np.save(directory / bundle.HISTORIES[0], around.histories.indptr)
         np.save(directory / bundle.HISTORIES[1], _narrow(around.histories.values, len(around.item_ids)))
     np.save(directory / "fallback.npy", _narrow(around.fallback, len(around.item_ids)))
     if around.item_rows is not None:
         np.save(directory / bundle.ITEM_ROWS, around.item_rows)
-    if features is not None:
-        np.save(directory / "user_features.npy", features.codes)
+    if (features := around.user_features) is not None:
+        np.save(directory / f"{bundle.FEATURES}.npy", features.codes)
+        told = json.dumps(_columns(features), ensure_ascii=False, separators=(",", ":"))
+        (directory / f"{bundle.FEATURES}.json").write_text(told, encoding="utf-8")
 
 
 def _columns(features: Features) -> dict[str, Any]:

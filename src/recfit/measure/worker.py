@@ -37,7 +37,7 @@ class Bench:
     def open(self, bundle: str) -> None:
         """Open the bundle and answer once."""
         self.engine = open_bundle(bundle)
-        self.engine.recommend([Request(history=self.engine.bundle.item_ids[:1])])
+        self.engine.recommend([Request(history=tuple(self.engine.bundle.item_ids[:1]))])
 
     def load(self, queries: str) -> int:
         """Take the requests of a file of queries; item rows become ids, so that the whole path is measured.

@@ -18,6 +18,7 @@ from recfit.search.build import Job, build
 from recfit.search.evaluate import core_hours
 from recfit.search.isolate import PATIENCE, isolated
 from recfit.search.study import Candidate
+from recfit.types import BundleError
 
 SAID = {
     "p99_ms": ("lower p99", "higher p99"),
@@ -46,9 +47,11 @@ def deliver(bench: Bench, chosen: Candidate) -> None:
 
 
 def _delivered(bench: Bench) -> str | None:
-    """The id of the recipe whose bundle lies at `bundle/` of the study."""
-    path = bench.study.path("bundle")
-    return bundles.read_manifest(path)["recipe"]["id"] if (path / bundles.MANIFEST).exists() else None
+    """The id of the recipe whose bundle lies at `bundle/` of the study; None for one that this recfit does not read."""
+    try:
+        return str(bundles.read_manifest(bench.study.path("bundle"))["recipe"]["id"])
+    except BundleError:
+        return None
 
 
 def _measured(bench: Bench, ids: Mapping[str, str]) -> dict[str, Measurement]:

@@ -45,11 +45,11 @@ def _catalogue(bundle: Bundle) -> dict[str, Any]:
     """What turns ids into rows and answers a request without history; rows are positions in `items`."""
     spec = bundle.stages["retrieve"]
     return {
-        "items": bundle.item_ids,
-        "titles": bundle.titles,
+        "items": list(bundle.item_ids),
+        "titles": bundle.titles and list(bundle.titles),
         "fallback": bundle.fallback.tolist(),
         "max_history": spec.max_history,
-    } | ({"users": bundle.user_ids} if "user" in spec.inputs else {})
+    } | ({"users": list(bundle.user_ids)} if "user" in spec.inputs else {})
 
 
 def _source(bundle: Bundle) -> dict[str, Any]:
