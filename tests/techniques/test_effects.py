@@ -259,6 +259,14 @@ def test_a_ranker_of_the_users_own_is_offered_two_towers_too() -> None:
     assert "two_tower" not in dict(students(SASREC.main.model))
 
 
+@pytest.mark.parametrize(("history", "read"), [(5, 150), (300, 300)])
+def test_an_original_of_another_kind_is_offered_two_layers_that_read_more_events(history: int, read: int) -> None:
+    ranker = toys.untrained("neumf", {**toys.SHAPES["neumf"][0], "max_history": history})
+    found = [options for kind, options in students(ranker) if kind == "sasrec"]
+    assert [(one["layers"], one["max_history"]) for one in found] == [(2, read), (1, history)]
+    assert (found[0]["window"], found[0]["table_dim"]) == (10, 32)
+
+
 @pytest.mark.parametrize(("layers", "windows"), [(1, []), (2, []), (4, [2]), (10, [2])])
 def test_a_deep_original_is_offered_a_narrow_student_with_a_window(layers: int, windows: list[int]) -> None:
     original = toys.untrained("sasrec", {**toys.SHAPES["sasrec"][0], "layers": layers})
