@@ -83,12 +83,12 @@ class Lookup(Protocol):
 def lookup(texts: Sequence[str]) -> Lookup:
     """The rows of `texts`, all different."""
     if isinstance(texts, Texts):
-        return Rows(texts)
+        return HashedRows(texts)
     rows = {text: row for row, text in enumerate(texts)}
     return rows
 
 
-class Rows:
+class HashedRows:
     """Rows by text without the texts: they are sorted by Python's hash, 8 bytes each and 4 for the row."""
 
     def __init__(self, texts: Texts) -> None:

@@ -259,7 +259,7 @@ def test_a_ranker_of_the_users_own_is_offered_two_towers_too() -> None:
     assert "two_tower" not in dict(students(SASREC.main.model))
 
 
-@pytest.mark.parametrize(("history", "read"), [(5, 150), (300, 300)])
+@pytest.mark.parametrize(("history", "read"), [(5, 100), (300, 300)])
 def test_an_original_of_another_kind_is_offered_two_layers_that_read_more_events(history: int, read: int) -> None:
     ranker = toys.untrained("neumf", {**toys.SHAPES["neumf"][0], "max_history": history})
     found = [options for kind, options in students(ranker) if kind == "sasrec"]

@@ -37,7 +37,7 @@ def students(original: Model) -> list[Proposal]:
 def sequences(history: int) -> Proposal:
     """A Transformer in the place of an original of another kind, whose width and history say nothing of what it needs: the
     smaller of those that rank as well as NeuMF on MovieLens-1M, in a tenth of its bytes (docs/seeds.md)."""
-    return "sasrec", _transformer(2, 96, max(history, 150)) | {"window": 10, "table_dim": 32}
+    return "sasrec", _transformer(2, 80, max(history, 100)) | {"window": 10, "table_dim": 32}
 
 
 def two_tower(original: Model) -> Proposal:
