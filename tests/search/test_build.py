@@ -109,6 +109,21 @@ def test_bundles_of_a_workshop_with_sessions_go_on(workshop, tmp_path):
     assert plain["remembers"] == 0 < going_on["remembers"]
 
 
+def test_a_training_afresh_takes_of_the_originals_settings_what_any_can_have(tmp_path):
+    events = [f"{n % 9},{n % 7},{n}" for n in range(90)]
+    (tmp_path / "events.csv").write_text("\n".join(["user_id,item_id,timestamp", *events]))
+    settings = config.Settings(
+        config.Data(str(tmp_path / "events.csv")),
+        config.Model(
+            "neumf", fit={"batch_size": 4096, "epochs": 3, "weight_decay": 0.3, "seed": 5, "max_minutes": 2.0}
+        ),
+        search=config.Search(str(tmp_path / "study"), fit={"learning_rate": 0.5}),
+    )
+    workshop = prepare(settings, say=lambda _: None).workshop
+    assert workshop.afresh == Fit(seed=5, max_minutes=2.0, learning_rate=0.5, threads=2)
+    assert workshop.fit == replace(workshop.afresh, batch_size=4096, epochs=3, weight_decay=0.3)
+
+
 @pytest.mark.parametrize(("histories", "kept"), [("bundle", True), ("request", False)])
 def test_a_study_says_how_bundles_are_served(tmp_path, histories, kept):
     events = [f"{n % 9},{n % 7},{n}" for n in range(90)]

@@ -194,6 +194,26 @@ def test_rounds_cut_less_and_less_and_share_the_epochs(monkeypatch: pytest.Monke
     assert SASREC.main.model.axes()["ffn"] == 24
 
 
+@pytest.mark.parametrize(
+    ("original", "kind", "afresh"),
+    [
+        (NEUMF, "sasrec", True),
+        (ALS, "sasrec", True),
+        (NEUMF, "mlp", True),
+        (NEUMF, "two_tower", False),
+        (SASREC, "sasrec", False),
+        (SASREC, "two_tower", False),
+    ],
+)
+def test_what_learns_from_histories_in_the_place_of_what_learns_from_events_is_trained_afresh(
+    original: Pipeline, kind: str, afresh: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, other = spied(monkeypatch), Fit(batch_size=7)
+    make("simplify", {"kind": kind}).apply(original, context_of(original, afresh=other))
+    make("simplify", {"kind": kind}).apply(original, context_of(original))
+    assert [call["settings"] for call in calls] == [other if afresh else toys.FIT, toys.FIT]
+
+
 def test_distillation_tells_the_training_how(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     calls = spied(monkeypatch)
     settings = {"alpha": 0.5, "beta": 0.25, "temperature": 3.0, "loss": "ranking", "hint": 0.1, "cache": 20}

@@ -30,6 +30,8 @@ HOPELESS = 0.25
 # Share of the validation users whose answers end trainings. The choice is made by the others: a training that stops
 # where it is best for some users looks better on them than it is.
 STOPPING = 0.3
+# Of [model.fit], what any training can have, whatever its batches and epochs count.
+ANYONES = ("seed", "threads", "precision", "max_minutes", "data_fraction")
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,9 @@ class Bench:
         if original is None or not floors:
             return self.workshop
         hopeless = HOPELESS * min(limit.absolute(original.metrics) for limit in floors)
-        return dataclasses.replace(self.workshop, fit=dataclasses.replace(self.workshop.fit, hopeless=hopeless))
+        fits = {name: getattr(self.workshop, name) for name in ("fit", "afresh")}
+        changed = {name: dataclasses.replace(fit, hopeless=hopeless) for name, fit in fits.items() if fit is not None}
+        return dataclasses.replace(self.workshop, **changed)
 
 
 def prepare(settings: config.Settings | str | Path, say: Say = print) -> Bench:
@@ -90,6 +94,8 @@ def prepare(settings: config.Settings | str | Path, say: Say = print) -> Bench:
     search = settings.search
     budget = budget_of(settings.budget)
     fit = fit_settings(search.threads, model=settings.model.fit, search=search.fit)
+    anyones = {name: value for name, value in settings.model.fit.items() if name in ANYONES}
+    afresh = fit_settings(search.threads, model=anyones, search=search.fit)
     available(search.techniques)  # a name that is none is refused now
     interactions = data.from_config(settings.data)
     learning, choosing = views(split_by(interactions, settings.data.split))
@@ -109,6 +115,7 @@ def prepare(settings: config.Settings | str | Path, say: Say = print) -> Bench:
         keep_histories=settings.serve.histories == "bundle",
         serve_threads=search.serve_threads,
         sessions=settings.serve.session_mb > 0,
+        afresh=afresh,
     )
     plan = Plan(requests=search.requests, rate=search.rate)
     return Bench(settings, interactions, choosing, study, workshop, budget, plan, say)

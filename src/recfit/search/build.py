@@ -21,7 +21,7 @@ from recfit.types import Ragged, Split
 class Workshop:
     """What every build of a study shares. `original` and `models` are folders: the original, and trained prefixes.
     `keep_histories`: whether bundles store what users did, or requests bring it. Bundles answer on `serve_threads`,
-    unless a recipe has its own, and go on from `sessions` where they can."""
+    unless a recipe has its own, and go on from `sessions` where they can. `fit` and `afresh` are those of `Context`."""
 
     split: Split
     original: Path
@@ -32,6 +32,7 @@ class Workshop:
     keep_histories: bool = True
     serve_threads: int = 1
     sessions: bool = False
+    afresh: Fit | None = None
 
     def served(self) -> Pipeline:
         """The original as it is served."""
@@ -85,6 +86,7 @@ def _applied(recipe: Recipe, workshop: Workshop, job: Job) -> Pipeline:
         structure_only=job.structure_only,
         progress=workshop.progress,
         folder=workshop.models,
+        afresh=workshop.afresh,
     )
     pipeline = original
     for prefix in recipe.prefixes:

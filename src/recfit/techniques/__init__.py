@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Protocol, Self
 
 import torch
 
-from recfit.models import Catalogue, Model, Solved, as_module, build, catalogue_of
+from recfit.models import Catalogue, Causal, Model, Solved, as_module, build, catalogue_of
 from recfit.options import check_choice, from_options
 from recfit.pipeline import Pipeline, fingerprint
 from recfit.registry import find, names
@@ -39,7 +39,9 @@ class Context:
 
     With `structure_only` nothing is trained: the pipeline has its final shape and untrained weights, enough to
     measure its size and speed before paying for its quality. `folder` keeps what several trainings share. `tolerance` is
-    the share of the original's quality that the budget lets go, where it says so: for what `variants` proposes.
+    the share of the original's quality that the budget lets go, where it says so: for what `variants` proposes. `fit` is how
+    to train, `afresh` how to train a model that learns from whole histories in the place of one that learns from single
+    events, whose batches and rates are of another kind; None: as any other.
     """
 
     split: Split
@@ -49,6 +51,7 @@ class Context:
     progress: bool = False
     folder: Path | None = None
     tolerance: float | None = None
+    afresh: Fit | None = None
 
     @property
     def catalogue(self) -> Catalogue:
@@ -60,10 +63,15 @@ class Context:
             torch.manual_seed(self.fit.seed)
             return build(kind, options, self.catalogue)
 
+    def fit_of(self, model: Model) -> Fit:
+        """The settings that `model` is trained with."""
+        other = isinstance(model, Causal) and not isinstance(self.original.main.model, Causal)
+        return self.afresh if self.afresh is not None and other else self.fit
+
     def train(self, model: Model, *, distill: Distill | None = None, hold: Hold | None = None, **changes: Any) -> Model:
         """Train `model` in place with the study's settings and `changes` to them; returns it."""
         if not self.structure_only:
-            settings = dataclasses.replace(self.fit, **changes)
+            settings = dataclasses.replace(self.fit_of(model), **changes)
             train(model, self.split, settings, teacher=distill, hold=hold, progress=self.progress)
         elif isinstance(model, Solved):
             _fill(model)

@@ -26,7 +26,7 @@ def permutation(model: Featured, context: Context) -> Tensor:
     """How much the loss of held-out events rises when a feature's codes are shuffled over its users and items (Breiman 2001).
     Of training events it would tell how much was learned by heart, most from features with many codes."""
     shuffled = (copied(model, catalogue=_shuffled(model.catalogue, name)) for name in model.feature_names())
-    before, *after = held_out_losses(chain([model], shuffled), context.split, context.fit)
+    before, *after = held_out_losses(chain([model], shuffled), context.split, context.fit_of(model))
     return torch.tensor(after) - before
 
 
@@ -49,7 +49,7 @@ def gates(model: Featured, context: Context) -> Tensor:
             rows[table.rows(name)] = model.feature_names().index(name)
         parametrize.register_parametrization(table, "weight", _Gated(open_, rows))
     optimizer = torch.optim.Adam([open_], lr=GATE_RATE)
-    for loss in batch_losses(copy, context.split, context.fit, GATE_STEPS):  # type: ignore[arg-type]
+    for loss in batch_losses(copy, context.split, context.fit_of(model), GATE_STEPS):  # type: ignore[arg-type]
         optimizer.zero_grad()
         (loss + PENALTY * (norms * open_.abs()).sum()).backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -138,7 +138,7 @@ def _second_moments(model: Model, layers: Mapping[str, nn.Linear], context: Cont
 
     hooks = [layer.register_forward_pre_hook(watch(path)) for path, layer in layers.items()]
     try:
-        for _ in batch_losses(model, context.split, context.fit, BATCHES):
+        for _ in batch_losses(model, context.split, context.fit_of(model), BATCHES):
             pass
     finally:
         for hook in hooks:

@@ -105,7 +105,7 @@ def _weighed(model: Model, by: str, context: Context) -> Model:
     if by == "taylor":
         if isinstance(copy, Solved):
             raise Unsupported(f"{model.kind} is solved in closed form and has no loss to expand; use by='l2'")
-        found = squared_gradients(copy, context.split, context.fit, BATCHES)
+        found = squared_gradients(copy, context.split, context.fit_of(copy), BATCHES)
     with torch.no_grad():
         for name, values in as_module(copy).state_dict().items():
             if values.is_floating_point():

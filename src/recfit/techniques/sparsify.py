@@ -77,7 +77,7 @@ class Technique:
             draws = {name: torch.rand(weight.shape) for name, weight in matrices(model).items()}
             return lambda name, weight: draws[name]
         if self.by == "taylor" and not context.structure_only:
-            found = squared_gradients(model, context.split, context.fit, BATCHES)
+            found = squared_gradients(model, context.split, context.fit_of(model), BATCHES)
             return lambda name, weight: weight.square() * found[name] if name in found else torch.zeros_like(weight)
         return lambda name, weight: weight.abs()
 
