@@ -19,6 +19,7 @@ import os
 import tempfile
 import time
 import tomllib
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -40,7 +41,7 @@ from recfit.search.isolate import PATIENCE, isolated
 from recfit.search.original import claim, make_original
 from recfit.search.recipe import Recipe
 from recfit.techniques import make
-from recfit.types import RecfitError
+from recfit.types import ConfigError, RecfitError
 
 COSTS = ("p50_ms", "p99_ms", "bundle_mb", "table_kb", "memory_mb")
 HEADS = ("p50 ms", "p99 ms", "disk MB", "items kB", "resident MB", "requests/s", "claim")
@@ -61,9 +62,13 @@ class Entry:
 
 
 def entries(path: Path) -> list[Entry]:
-    """What a TOML file lists, the original first."""
+    """What a TOML file lists, the original first. Raises `ConfigError` for a name that two have."""
     listed = tomllib.loads(path.read_text(encoding="utf-8"))["recipe"]
-    return [Entry(Recipe(), "original"), *(_entry(**described) for described in listed)]
+    found = [Entry(Recipe(), "original"), *(_entry(**described) for described in listed)]
+    names = Counter(entry.label for entry in found)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise ConfigError(f"{path} has two recipes that are called {twice[0]!r}; a row is found by its name")
+    return found
 
 
 def _entry(steps: Sequence[Mapping[str, Any]], **about: Any) -> Entry:

@@ -29,7 +29,7 @@ from recfit import bundle as bundles
 from recfit import measure
 from recfit.measure.process import Worker
 from recfit.registry import find, names
-from recfit.types import Queries, Ragged, Unsupported
+from recfit.types import DataError, Queries, Ragged, Unsupported
 
 THREADS = (1, 2)
 SETTINGS = ({}, {"arena": False}, {"spinning": True}, {"compile": True}, {"precision": "bf16"})
@@ -74,9 +74,11 @@ def settings_of(runtime: str, threads: int) -> Iterator[Mapping[str, Any]]:
 
 
 def queries_of(source: Path) -> Queries:
-    """The users' own histories as requests."""
+    """The users' own histories as requests. Raises `DataError` for a bundle without them."""
     bundle = bundles.open_files(source)
     users = np.flatnonzero(bundle.histories.sizes)[: PLAN.requests]
+    if not len(users):
+        raise DataError(f'{source} holds no histories to ask with; export it with [serve] histories = "bundle"')
     targets = Ragged.from_lists([[]] * len(users))
     return Queries(users.astype(np.int32), bundle.histories.take(users), targets)
 

@@ -124,6 +124,15 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     return manifest
 
 
+def is_readable(directory: Path) -> bool:
+    """Whether a bundle lies there whose format this recfit reads."""
+    try:
+        read_manifest(directory)
+    except BundleError:
+        return False
+    return True
+
+
 def _check_promise(path: Path, promise: Any) -> None:
     """It is not part of the digest, and servers count with it."""
     metrics = promise.get("metrics", {}) if isinstance(promise, dict) else {}
@@ -166,8 +175,8 @@ def open_files(directory: Path | str) -> Bundle:
 
 def _open(directory: Path, manifest: dict[str, Any]) -> Bundle:
     users, items, titles = (_texts(directory, manifest, name) for name in (USERS, ITEMS, TITLES))
-    if users is None or items is None:
-        raise ValueError("it has no ids")
+    if users is None or items is None or len(items) != len(titles or items):
+        raise ValueError("it has not an id for each user, and an id and a title for each item")
     return Bundle(
         directory=directory,
         manifest=manifest,

@@ -1,7 +1,7 @@
 """Texts by row and rows by text, from files that processes share: the ids and titles of a bundle.
 
 Up to `FEW` texts become Python strings, which are fastest and take some 200 bytes each. Of more a process keeps 12 bytes each,
-and strings of those that were asked for lately.
+and a few thousand strings that were asked for lately.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Protocol, overload
 import numpy as np
 
 FEW = 100_000
-LATELY = 1 << 16
+LATELY = 1 << 13
 """Lookups of each kind that are remembered where there are more texts than `FEW`."""
 AT_ONCE = 1 << 16
 SUFFIXES = (".texts.npy", ".ends.npy")
@@ -98,23 +98,25 @@ class HashedRows:
         self._row = lru_cache(LATELY)(partial(_find, texts, memoryview(hashes_in_order), memoryview(order)))
 
     def __contains__(self, text: object) -> bool:
-        return isinstance(text, str) and self._row(text) >= 0
+        return isinstance(text, str) and self.get(text) is not None
 
     @overload
     def get(self, text: str) -> int | None: ...
     @overload
     def get(self, text: str, other: int) -> int: ...
     def get(self, text: str, other: int | None = None) -> int | None:
-        row = self._row(text)
-        return row if row >= 0 else other
+        try:
+            return self._row(text)
+        except KeyError:  # so that what is not there is not remembered either
+            return other
 
 
 def _find(texts: Texts, hashes: memoryview, order: memoryview, text: str) -> int:
-    """-1 for a text that is not there."""
+    """Raises `KeyError` for a text that is not there."""
     wanted = hash(text)
     at = bisect_left(hashes, wanted)
     while at < len(hashes) and hashes[at] == wanted:
         if texts[order[at]] == text:
             return int(order[at])
         at += 1
-    return -1
+    raise KeyError(text)

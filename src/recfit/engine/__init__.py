@@ -29,7 +29,10 @@ class Engine:
 
     def __init__(self, bundle: bundles.Bundle) -> None:
         self.bundle = bundle
-        self._read = Reader(bundle)
+        try:
+            self._read = Reader(bundle)
+        except UnicodeDecodeError as error:  # of ids that are mapped, which nothing has read before
+            raise BundleError(f"the ids of {bundle.directory} can't be read: {error}; export it again") from error
         stages = bundle.stages
         self._retrieve: Scorer = _opened(bundle, "retrieve")
         self._rank: Rescorer | None = _opened(bundle, "rank") if "rank" in stages else None

@@ -82,9 +82,9 @@ class Bench:
         if original is None or not floors:
             return self.workshop
         hopeless = HOPELESS * min(limit.absolute(original.metrics) for limit in floors)
-        fits = {name: getattr(self.workshop, name) for name in ("fit", "afresh")}
-        changed = {name: dataclasses.replace(fit, hopeless=hopeless) for name, fit in fits.items() if fit is not None}
-        return dataclasses.replace(self.workshop, **changed)
+        fit = dataclasses.replace(self.workshop.fit, hopeless=hopeless)
+        afresh = self.workshop.afresh and dataclasses.replace(self.workshop.afresh, hopeless=hopeless)
+        return dataclasses.replace(self.workshop, fit=fit, afresh=afresh)
 
 
 def prepare(settings: config.Settings | str | Path, say: Say = print) -> Bench:
@@ -95,7 +95,8 @@ def prepare(settings: config.Settings | str | Path, say: Say = print) -> Bench:
     budget = budget_of(settings.budget)
     fit = fit_settings(search.threads, model=settings.model.fit, search=search.fit)
     anyones = {name: value for name, value in settings.model.fit.items() if name in ANYONES}
-    afresh = fit_settings(search.threads, model=anyones, search=search.fit)
+    trained_here = settings.model.path is None  # else [model.fit] can only be for students
+    afresh = fit_settings(search.threads, model=anyones, search=search.fit) if trained_here else fit
     available(search.techniques)  # a name that is none is refused now
     interactions = data.from_config(settings.data)
     learning, choosing = views(split_by(interactions, settings.data.split))

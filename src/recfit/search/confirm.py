@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from recfit import bundle as bundles
 from recfit import measure
 from recfit.search.bench import Bench
 from recfit.search.build import Job, build
@@ -77,9 +78,9 @@ def _again(found: Candidate, now: Mapping[str, Any], pace: float, rated: bool, s
 
 
 def _bundle(bench: Bench, found: Candidate) -> Path:
-    """The candidate's bundle, built again where it was deleted, or where it has lists, which may have expired."""
+    """The candidate's bundle, built again where it was deleted or is of another format, or has lists, which may have expired."""
     path = bench.study.path("bundles", found.id)
-    if not path.exists() or any(step["technique"] == "cache" for step in found.recipe):
+    if not bundles.is_readable(path) or any(step["technique"] == "cache" for step in found.recipe):
         job = Job(found.recipe, path)
         isolated(build, bench.workshop, job, memory_gb=bench.settings.search.memory_gb, seconds=PATIENCE)
     return path

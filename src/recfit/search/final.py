@@ -18,7 +18,6 @@ from recfit.search.build import Job, build
 from recfit.search.evaluate import core_hours
 from recfit.search.isolate import PATIENCE, isolated
 from recfit.search.study import Candidate
-from recfit.types import BundleError
 
 SAID = {
     "p99_ms": ("lower p99", "higher p99"),
@@ -48,10 +47,8 @@ def deliver(bench: Bench, chosen: Candidate) -> None:
 
 def _delivered(bench: Bench) -> str | None:
     """The id of the recipe whose bundle lies at `bundle/` of the study; None for one that this recfit does not read."""
-    try:
-        return str(bundles.read_manifest(bench.study.path("bundle"))["recipe"]["id"])
-    except BundleError:
-        return None
+    path = bench.study.path("bundle")
+    return str(bundles.read_manifest(path)["recipe"]["id"]) if bundles.is_readable(path) else None
 
 
 def _measured(bench: Bench, ids: Mapping[str, str]) -> dict[str, Measurement]:

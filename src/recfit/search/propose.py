@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
+from statistics import median
 
 import numpy as np
 
@@ -112,10 +113,10 @@ def proposals(
             yield Proposal(recipe)
     for recipe in unmeasured(study, first):
         yield Proposal(recipe, gated=False)
-    grown: dict[str, list[Child]] = {}
+    known: dict[str, _Kin] = {}
     refused: set[str] = set()
     turn = 0
-    while promises := _promises(study, first, grown, refused):
+    while promises := _promises(study, first, known, refused):
         child = _best(study, budget, promises, broad=turn % BROAD == BROAD - 1)
         if applies(child, context):
             turn += 1
@@ -144,23 +145,39 @@ def unmeasured(study: Study, singles: Sequence[Recipe]) -> list[Recipe]:
     return [Recipe.from_json(found.recipe) for found in fastest.values()]
 
 
-def _promises(
-    study: Study, first: Sequence[Recipe], grown: dict[str, list[Child]], refused: Collection[str]
-) -> list[Promise]:
-    """The untried extensions of survivors, none of the `refused`; `grown` remembers every survivor's.
+@dataclass(frozen=True)
+class _Kin:
+    """Of a recipe: what it grows into, and the ids of each of its steps alone and of what it is without that step."""
+
+    children: Sequence[Child]
+    parents: Sequence[tuple[str, str]]
+
+
+def _kin(recipe: Recipe, first: Sequence[Recipe], study: Study) -> _Kin:
+    shorter = [(step, Recipe(tuple(other for other in recipe.steps if other is not step))) for step in recipe.steps]
+    original = study.facts["original"]
+    parents = [(Recipe((step,)).id, rest.id if rest.steps else original) for step, rest in shorter]
+    return _Kin(_children(recipe, first, study), parents)
+
+
+def _promises(study: Study, first: Sequence[Recipe], known: dict[str, _Kin], refused: Collection[str]) -> list[Promise]:
+    """The untried extensions of survivors, none of the `refused`; `known` remembers every survivor's kin.
 
     A candidate that fell at the structure screen is a survivor too: it is too slow or too big as yet, its quality is
     not known to suffer, and what is missing may come from the next step.
     """
-    promises: list[Promise] = []
-    for parent in study.candidates.values():
-        if parent.recipe and parent.status != "failed" and "p50_ms" in parent.metrics:
-            if parent.id not in grown:
-                grown[parent.id] = _children(Recipe.from_json(parent.recipe), first, study)
-            for child, single in grown[parent.id]:
-                if child.id not in study.candidates and child.id not in refused:
-                    promises.append((child, expected(study, parent, single)))
-    return promises
+    survivors = [found for found in study.candidates.values() if found.status != "failed" and "p50_ms" in found.metrics]
+    for found in survivors:
+        if found.recipe and found.id not in known:
+            known[found.id] = _kin(Recipe.from_json(found.recipe), first, study)
+    factors = _factors(study, known)
+    return [
+        (child, expected(study, parent, factors.get(single.id, {})))
+        for parent in survivors
+        if parent.recipe
+        for child, single in known[parent.id].children
+        if child.id not in study.candidates and child.id not in refused
+    ]
 
 
 def _best(study: Study, budget: Budget, promises: Sequence[Promise], *, broad: bool) -> Recipe:
@@ -212,18 +229,27 @@ def _failed(single: Recipe, study: Study) -> bool:
     return single.id in study.candidates and study.candidates[single.id].status == "failed"
 
 
-def expected(study: Study, parent: Candidate, single: Recipe) -> dict[str, float]:
-    """What `parent` extended by a step should measure if the step does to it what it did alone to the original.
+def expected(study: Study, parent: Candidate, factors: Mapping[str, float]) -> dict[str, float]:
+    """What `parent` extended by a step should measure, if the step multiplies each metric by its `factors`.
 
     What was not measured, of either, counts as the original's.
     """
     original = study.candidates[study.facts["original"]].metrics
-    alone = study.candidates.get(single.id)
-    effect = {} if alone is None else alone.metrics
-    return {
-        metric: parent.metrics.get(metric, value) * (effect.get(metric, value) / value if value else 1.0)
-        for metric, value in original.items()
-    }
+    return {metric: parent.metrics.get(metric, value) * factors.get(metric, 1.0) for metric, value in original.items()}
+
+
+def _factors(study: Study, known: Mapping[str, _Kin]) -> dict[str, dict[str, float]]:
+    """By the id of a step alone, its factor on each metric: the median of all pairs of candidates that differ by that step.
+    What it did alone to the original is one of them. Where it does something else behind other steps (lists that are looked
+    up take the same memory, however small the model has become), the others outvote that."""
+    ratios: dict[str, dict[str, list[float]]] = {}
+    for id, kin in known.items():
+        for step, rest in kin.parents:
+            before = study.candidates[rest].metrics if rest in study.candidates else {}
+            for metric, value in study.candidates[id].metrics.items():
+                if before.get(metric):
+                    ratios.setdefault(step, {}).setdefault(metric, []).append(value / before[metric])
+    return {step: {metric: median(found) for metric, found in by.items()} for step, by in ratios.items()}
 
 
 @dataclass(frozen=True)

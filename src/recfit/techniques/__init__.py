@@ -40,7 +40,7 @@ class Context:
     With `structure_only` nothing is trained: the pipeline has its final shape and untrained weights, enough to
     measure its size and speed before paying for its quality. `folder` keeps what several trainings share. `tolerance` is
     the share of the original's quality that the budget lets go, where it says so: for what `variants` proposes. `fit` is how
-    to train, `afresh` how to train a model that learns from whole histories in the place of one that learns from single
+    to train, `afresh` how to train a model that learns from whole histories in the place of one that learned from single
     events, whose batches and rates are of another kind; None: as any other.
     """
 
@@ -65,7 +65,7 @@ class Context:
 
     def fit_of(self, model: Model) -> Fit:
         """The settings that `model` is trained with."""
-        other = isinstance(model, Causal) and not isinstance(self.original.main.model, Causal)
+        other = isinstance(model, Causal) and not isinstance(self.original.main.model, Causal | Solved)
         return self.afresh if self.afresh is not None and other else self.fit
 
     def train(self, model: Model, *, distill: Distill | None = None, hold: Hold | None = None, **changes: Any) -> Model:

@@ -12,7 +12,7 @@ Proposal = tuple[str, Mapping[str, Any]]
 
 
 def students(original: Model) -> list[Proposal]:
-    """Kinds and options of students for `original`, the largest first."""
+    """Kinds and options of students for `original`."""
     config = original.config
     dim = int(getattr(config, "embedding_dim", 64))
     history = int(original.max_history) or 50
