@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import toys
-from recfit import bundle
+from recfit import bundle, texts
 from recfit.engine import open_bundle
 from recfit.export import export
 from recfit.pipeline import CachePlan, Pipeline, RuntimePlan, Stage
@@ -237,6 +237,26 @@ def test_values_that_are_not_those_of_the_features_are_noticed(
     (path / "user_features.json").write_text(json.dumps({**told, "values": values}), encoding="utf-8")
     bundle.seal(path, {key: value for key, value in manifest_of(path).items() if key != "files"})
     with pytest.raises(BundleError, match="does not hold what its manifest describes"):
+        open_bundle(path)
+
+
+@pytest.mark.parametrize("few", [0, 100_000])
+def test_ids_that_cannot_be_read_are_noticed_when_a_bundle_is_opened(
+    path: Path, few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(texts, "FEW", few)
+    ids = np.load(path / "items.texts.npy")
+    ids[3] = 0xFF
+    np.save(path / "items.texts.npy", ids)
+    bundle.seal(path, {key: value for key, value in manifest_of(path).items() if key != "files"})
+    with pytest.raises(BundleError, match="export it again"):
+        open_bundle(path)
+
+
+def test_titles_belong_to_items(path: Path) -> None:
+    texts.write_texts(["one"], path / "titles")
+    bundle.seal(path, {key: value for key, value in manifest_of(path).items() if key != "files"})
+    with pytest.raises(BundleError, match="an id and a title for each item"):
         open_bundle(path)
 
 

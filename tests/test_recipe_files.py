@@ -16,7 +16,7 @@ from recfit.pipeline import Pipeline, Stage
 from recfit.search.propose import applies
 from recfit.techniques import Context
 from recfit.training import Fit
-from recfit.types import Interactions
+from recfit.types import ConfigError, Interactions
 
 BENCHMARKS = Path(recipes.__file__).parent
 LISTS = [*(BENCHMARKS / "recipes").glob("*.toml"), *(BENCHMARKS / "seeds").glob("*/*.toml")]
@@ -31,6 +31,15 @@ NCF = {"embedding_dim": 32, "hidden": 64, "top": 32, "max_history": 20}
 @pytest.mark.parametrize("path", FILES, ids=recipes.label)
 def test_a_recipe_file_lists_recipes(path: Path) -> None:
     assert len(recipes.entries(path)) > 2
+
+
+def test_two_recipes_of_a_file_have_two_names(tmp_path: Path) -> None:
+    step = '[[recipe]]\nname = "one"\nsteps = [{ technique = "quantize" }]\n'
+    (tmp_path / "r.toml").write_text(step)
+    assert [entry.label for entry in recipes.entries(tmp_path / "r.toml")] == ["original", "one"]
+    (tmp_path / "r.toml").write_text(step + step)
+    with pytest.raises(ConfigError, match="two recipes that are called 'one'"):
+        recipes.entries(tmp_path / "r.toml")
 
 
 def test_no_recipe_file_overwrites_the_result_of_another() -> None:

@@ -47,6 +47,13 @@ def test_rows_are_found_by_text(few: int, tmp_path: Path, monkeypatch: pytest.Mo
         assert (rows.get("else"), rows.get("else", -1), "else" in rows, 7 in rows) == (None, -1, False, False)
 
 
+def test_what_is_not_there_is_not_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(texts, "FEW", 0)
+    rows = texts.lookup(stored(SOME, tmp_path))
+    assert [rows.get(text) for text in (*SOME, *(f"else {n}" for n in range(9)))] == [*range(len(SOME)), *[None] * 9]
+    assert rows._row.cache_info().currsize == len(SOME)  # type: ignore[attr-defined]
+
+
 def test_texts_of_equal_hashes_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(texts, "FEW", 0)
     monkeypatch.setattr(texts, "hash", len, raising=False)

@@ -119,11 +119,12 @@ def test_another_original_is_refused_rather_than_mixed(own, recfit):
     assert own.ledger == before
 
 
-def test_a_bundle_of_an_older_format_is_made_again(own):
-    path = own.study / "bundle" / "manifest.json"
-    told = json.loads(path.read_text())
-    path.write_text(json.dumps({**told, "format": 1}))
+def test_bundles_of_an_older_format_are_made_again(own):
+    manifests = [own.study / "bundle" / "manifest.json", *(own.study / "bundles").glob("*/manifest.json")]
+    before = json.loads(manifests[0].read_text())
+    for path in manifests:
+        path.write_text(json.dumps({**json.loads(path.read_text()), "format": 1}))
     found = run("optimize", own.config)
     assert found.returncode == 0, found.stderr
-    assert json.loads(path.read_text())["bundle_id"] == told["bundle_id"]
-    assert json.loads(path.read_text())["format"] == told["format"]
+    after = json.loads(manifests[0].read_text())
+    assert (after["bundle_id"], after["format"]) == (before["bundle_id"], before["format"])

@@ -2,16 +2,18 @@
 
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from recfit import config, models
+from recfit import config, models, techniques
 from recfit import pipeline as pipelines
 from recfit.bundle import open_files, read_manifest
 from recfit.data.splits import split as split_by
 from recfit.pipeline import Pipeline, Stage, fingerprint
-from recfit.search.bench import prepare
+from recfit.search.bench import Bench, prepare
+from recfit.search.budget import Budget
 from recfit.search.build import Job, Workshop, build, snapshot
 from recfit.search.recipe import Recipe
 from recfit.techniques import make
@@ -122,6 +124,32 @@ def test_a_training_afresh_takes_of_the_originals_settings_what_any_can_have(tmp
     workshop = prepare(settings, say=lambda _: None).workshop
     assert workshop.afresh == Fit(seed=5, max_minutes=2.0, learning_rate=0.5, threads=2)
     assert workshop.fit == replace(workshop.afresh, batch_size=4096, epochs=3, weight_decay=0.3)
+    settings = replace(
+        settings, model=replace(settings.model, path="model/")
+    )  # what fits the original is for students alone
+    workshop = prepare(settings, say=lambda _: None).workshop
+    assert workshop.afresh == workshop.fit
+
+
+def test_a_build_trains_afresh_what_learns_otherwise(workshop, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(techniques, "train", lambda model, split, settings, **_: told.append(settings))
+    model = models.build("neumf", {}, models.catalogue_of(workshop.split))
+    pipelines.save(Pipeline(Stage(model)), workshop.original)
+    workshop = replace(workshop, afresh=replace(workshop.fit, batch_size=7))
+    build(workshop, job(tmp_path / "bundle", MLP))
+    assert told == [workshop.afresh]
+
+
+def test_trainings_of_both_kinds_end_where_they_are_hopeless(workshop):
+    """A quarter of what the budget asks for: here of 80 % of 0.5."""
+    original = SimpleNamespace(metrics={"ndcg@10": 0.5})
+    study = SimpleNamespace(candidates={"o": original}, facts={"original": "o"})
+    workshop = replace(workshop, afresh=workshop.fit)
+    bench = SimpleNamespace(budget=Budget.of({"ndcg@10": "80%"}), study=study, workshop=workshop)
+    found = Bench._workshop(bench)
+    assert (found.fit.hopeless, found.afresh.hopeless) == (pytest.approx(0.1), pytest.approx(0.1))
+    assert Bench._workshop(SimpleNamespace(**{**vars(bench), "budget": Budget.of({})})) == workshop
 
 
 @pytest.mark.parametrize(("histories", "kept"), [("bundle", True), ("request", False)])

@@ -1,11 +1,14 @@
 """What looked fastest is measured again beside the original; luck does not get delivered."""
 
+import json
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 from made_study import BUDGET, base_quality, done, started, step, worse
 
+from recfit.bundle import FORMAT
 from recfit.search import confirm
 from recfit.search.budget import Budget
 from recfit.search.confirm import ROUNDS, confirmed
@@ -21,6 +24,7 @@ def bench(tmp_path, monkeypatch):
             study.add(candidate, users)
         for id in study.candidates:
             study.path("bundles", id).mkdir(parents=True)
+            (study.path("bundles", id) / "manifest.json").write_text(json.dumps({"format": FORMAT}))
         asked = []
 
         def latency(paths, queries, plan):
@@ -113,6 +117,22 @@ def test_a_rate_that_none_can_be_compared_with_is_not_taken(bench, old):
 def test_what_was_confirmed_is_not_measured_again(bench):
     bench, asked, _ = bench(candidate("steady", 1.5), now={"steady": 1.5, "o": 4})
     assert confirmed(bench).chosen.id == confirmed(bench).chosen.id == "steady"
+    assert asked == [["steady", "o"]]
+
+
+@pytest.mark.parametrize("manifest", ['{"format": 1}', None])
+def test_a_bundle_that_cannot_be_read_is_built_again(bench, monkeypatch, manifest):
+    bench, asked, _ = bench(candidate("steady", 1.5), now={"steady": 1.5, "o": 4})
+    path = bench.study.path("bundles", "steady")
+    if manifest is None:
+        shutil.rmtree(path)
+    else:
+        (path / "manifest.json").write_text(manifest)
+    built = []
+    monkeypatch.setattr(confirm, "isolated", lambda build, workshop, job, **limits: built.append(job.output))
+    bench.workshop, bench.settings = None, SimpleNamespace(search=SimpleNamespace(memory_gb=1))
+    assert confirmed(bench).chosen.id == "steady"
+    assert built == [path]
     assert asked == [["steady", "o"]]
 
 

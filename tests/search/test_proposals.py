@@ -238,6 +238,28 @@ def test_a_defect_is_left_for_the_study_to_record(monkeypatch):
     assert applies(Recipe((EASE,)), REAL)
 
 
+def test_what_a_step_does_is_learned_from_all_pairs_that_differ_by_it(study):
+    """Behind `quantize` and `distill` a cache makes nothing faster, whatever it did alone; what has no pair changes nothing."""
+    quantize, student, cache = (Recipe((STEPS[at],)) for at in (4, 1, 6))
+    for recipe, p99 in ((cache, 1.0), (quantize, 2.0), (student, 1.0)):
+        record(study, recipe, 1.0, p99)
+    first = singles(CONTEXT, ())
+
+    def promised(recipe, metric="p50_ms"):
+        promises = {found.id: metrics for found, metrics in propose._promises(study, first, {}, ())}
+        return promises[recipe.id][metric]
+
+    three = quantize.then(STEPS[1]).then(STEPS[6])
+    record(study, quantize.then(STEPS[1]), 1.0, 0.5)
+    assert promised(three) == pytest.approx(0.25 / 4)
+    record(study, quantize.then(STEPS[6]), 1.0, 2.0)
+    record(study, student.then(STEPS[6]), 1.0, 1.0)
+    assert promised(three) == pytest.approx(0.25)
+    assert promised(quantize.then(STEPS[7])) == pytest.approx(1.0)
+    record(study, student.then(STEPS[7]), 1.0, 1.0, status="failed")
+    assert promised(quantize.then(STEPS[7])) == pytest.approx(1.0)
+
+
 def test_a_broad_proposal_widens_the_frontier_where_another_serves_the_budget(study):
     record(study, Recipe((STEPS[0],)), 1.0, 1.0)
     known = study.candidates[Recipe((STEPS[0],)).id].metrics

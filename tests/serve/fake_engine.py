@@ -27,7 +27,7 @@ class FakeEngine:
         self.sessions: Sequence[SessionCache] = ()
         self.context_names: Sequence[str] = context_names
         self.manifest: Mapping[str, Any] = {
-            "format": 1,
+            "format": 2,
             "name": "toy",
             "bundle_id": "b0c1",
             "created": "2024-05-06T07:08:09+00:00",

@@ -198,7 +198,7 @@ def test_rounds_cut_less_and_less_and_share_the_epochs(monkeypatch: pytest.Monke
     ("original", "kind", "afresh"),
     [
         (NEUMF, "sasrec", True),
-        (ALS, "sasrec", True),
+        (ALS, "sasrec", False),
         (NEUMF, "mlp", True),
         (NEUMF, "two_tower", False),
         (SASREC, "sasrec", False),

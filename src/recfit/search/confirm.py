@@ -78,7 +78,7 @@ def _again(found: Candidate, now: Mapping[str, Any], pace: float, rated: bool, s
 
 
 def _bundle(bench: Bench, found: Candidate) -> Path:
-    """The candidate's bundle, built again where it was deleted or is of another format, or has lists, which may have expired."""
+    """The candidate's bundle, built again where it was deleted, is of another format, or has lists, which may have expired."""
     path = bench.study.path("bundles", found.id)
     if not bundles.is_readable(path) or any(step["technique"] == "cache" for step in found.recipe):
         job = Job(found.recipe, path)

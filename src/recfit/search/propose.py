@@ -269,7 +269,7 @@ def _scale(study: Study, budget: Budget) -> _Scale:
 
 def _rank(scale: _Scale, budget: Budget, metrics: Mapping[str, float]) -> tuple[float, float, float]:
     """How much quality is missing, beyond half of its noise; how far the other limits are missed, beyond a tenth; and
-    the objective, latency by its median: the factors that `expected` multiplies are of single runs, and a busy moment of the
+    the objective, latency by its median: the factors that `expected` multiplies are of a few runs, and a busy moment of the
     machine moves the tail of one by more than most steps do, the median hardly (docs/search.md)."""
     missed, costs = 0.0, 0.0
     for limit in budget.limits:
