@@ -45,8 +45,10 @@ def remade(source: Path, runtime: str, threads: int, options: Mapping[str, Any],
     manifest["pipeline"]["threads"] = threads
     for name, spec in bundles.open_files(source).stages.items():
         key = runtime if name == "retrieve" else getattr(find("runtimes", runtime), "RESCORER", runtime)
-        changed = replace(spec, runtime=key, options={**spec.options, **options})
-        if key != spec.runtime and (convert := getattr(find("runtimes", key), "convert", None)):
+        module, changed = find("runtimes", key), replace(spec, runtime=key, options={**spec.options, **options})
+        rounds = getattr(module, "rounds", None)
+        changed = replace(changed, alone=spec.alone or bool(rounds and rounds(changed)))
+        if key != spec.runtime and (convert := getattr(module, "convert", None)):
             convert(directory / name, changed)
         manifest["pipeline"][name] = asdict(changed)
     bundles.seal(directory, manifest)
