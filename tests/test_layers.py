@@ -18,7 +18,7 @@ SOURCE = Path(recfit.__file__).parent
 # A room imports rooms of its own line and of the lines above it.
 ORDER: Sequence[set[str]] = (
     {"types"},
-    {"registry", "options", "topk", "states"},
+    {"registry", "options", "topk", "states", "texts"},
     {"config"},
     {"tables", "runtimes"},
     {"bundle"},
@@ -42,6 +42,7 @@ SERVING = (
     "config",
     "topk",
     "states",
+    "texts",
     "tables",
     "runtimes",
     "bundle",

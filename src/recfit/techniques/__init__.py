@@ -61,7 +61,10 @@ class Context:
         """A new model, its first weights drawn from the study's seed whatever was drawn before."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.fit.seed)
-            return build(kind, options, self.catalogue)
+            model = build(kind, options, self.catalogue)
+            if self.structure_only:
+                _stir(model)
+            return model
 
     def fit_of(self, model: Model) -> Fit:
         """The settings that `model` is trained with."""
@@ -163,6 +166,14 @@ def _fill(model: Model) -> None:
     for values in as_module(model).buffers():
         if values.is_floating_point():
             values.normal_(0, 0.01, generator=draws)
+
+
+@torch.no_grad()
+def _stir(model: Model) -> None:
+    """Small random numbers on what begins as zeros or as a unit matrix: a graph stores these in few bytes, trained ones not."""
+    for values in as_module(model).parameters():
+        if values.count_nonzero() < 0.5 * values.numel():
+            values.add_(0.01 * torch.randn_like(values))
 
 
 def _default(item: dataclasses.Field[Any]) -> Any:
