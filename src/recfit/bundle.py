@@ -23,6 +23,7 @@ FORMAT = 2
 MANIFEST = "manifest.json"
 USERS, ITEMS, TITLES, FEATURES = "users", "items", "titles", "user_features"
 """What files of texts, and those of the features, are called, before their endings."""
+AGAIN = "export the bundle again (`recfit optimize` on its study makes it anew)"
 ITEM_ROWS = "item_rows.npy"
 HISTORIES = ("histories.indptr.npy", "histories.values.npy")
 
@@ -119,7 +120,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         raise BundleError(f"{path} is not valid JSON ({error}); export the bundle again") from error
     found = manifest.get("format") if isinstance(manifest, dict) else None
     if found != FORMAT:
-        step = "upgrade recfit" if isinstance(found, int) and found > FORMAT else "export the bundle again"
+        step = "upgrade recfit" if isinstance(found, int) and found > FORMAT else AGAIN
         raise BundleError(f"{path} has format {found!r}, this recfit reads format {FORMAT}; {step}")
     return manifest
 
