@@ -29,6 +29,7 @@ from recfit import bundle as bundles
 from recfit import measure
 from recfit.measure.process import Worker
 from recfit.registry import find, names
+from recfit.runtimes import rounds_by_batch
 from recfit.types import DataError, Queries, Ragged, Unsupported
 
 THREADS = (1, 2)
@@ -46,8 +47,7 @@ def remade(source: Path, runtime: str, threads: int, options: Mapping[str, Any],
     for name, spec in bundles.open_files(source).stages.items():
         key = runtime if name == "retrieve" else getattr(find("runtimes", runtime), "RESCORER", runtime)
         module, changed = find("runtimes", key), replace(spec, runtime=key, options={**spec.options, **options})
-        rounds = getattr(module, "rounds", None)
-        changed = replace(changed, alone=spec.alone or bool(rounds and rounds(changed)))
+        changed = replace(changed, alone=spec.alone or rounds_by_batch(changed))
         if key != spec.runtime and (convert := getattr(module, "convert", None)):
             convert(directory / name, changed)
         manifest["pipeline"][name] = asdict(changed)

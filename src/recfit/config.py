@@ -43,9 +43,9 @@ class Model:
     """The original: a family (`kind`) with `options` to train here, or the folder of a trained model (`path`).
 
     `fit` holds training settings, for the original and, unless `[search.fit]` says otherwise, for every student. A model
-    that learns from whole histories (`sasrec`, `mlp`) in the place of one that learns from single events takes no more than
-    seed, threads, precision, minutes and share of the data from it: the others, epochs and batches among them, count
-    something else there.
+    that learns from whole histories (`sasrec`, `mlp`) in the place of one that is trained here on single events (`neumf`,
+    `two_tower`) takes no more than seed, threads, precision, minutes and share of the data from it: the others, epochs and
+    batches among them, count something else there.
     """
 
     kind: str = "sasrec"

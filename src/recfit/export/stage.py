@@ -20,7 +20,7 @@ from recfit.export.tracing import write_graph
 from recfit.models import Continuing, Foresighted, Tied
 from recfit.pipeline import Pipeline, Stage
 from recfit.registry import find
-from recfit.runtimes import StageSpec
+from recfit.runtimes import StageSpec, rounds_by_batch
 from recfit.tables import pq
 from recfit.types import Unsupported
 
@@ -43,8 +43,7 @@ def write_stage(name: str, directory: Path, pipeline: Pipeline, around: Surround
         models.save(stage.model, directory / "model")
         return spec
     spec, feed = _write_float32(stage, spec, around, directory)
-    rounds = getattr(runtime, "rounds", None)
-    spec = replace(spec, alone=_alone(stage) or bool(rounds and rounds(spec)))
+    spec = replace(spec, alone=_alone(stage) or rounds_by_batch(spec))
     if report and stage.graph != "float32":
         _write_report(stage, sensitivities(stage, around), directory)
     graphs.convert(directory / GRAPH, stage.graph, stage.graph_options, feed)

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from recfit.registry import find
 from recfit.topk import Found
 from recfit.types import FloatArray, IntArray, Rows
 
@@ -107,3 +108,9 @@ class Scorer(Rescorer, Protocol):
     def top(self, batch: Batch, k: int, gone: Sequence[Rows]) -> list[Found]:
         """For every request its `k` >= 1 best items that are not in its `gone`; fewer where there are no more."""
         ...
+
+
+def rounds_by_batch(spec: StageSpec) -> bool:
+    """Whether answers of the runtime of `spec` depend a little on what runs in the same batch."""
+    rounds = getattr(find("runtimes", spec.runtime), "rounds", None)
+    return bool(rounds and rounds(spec))
